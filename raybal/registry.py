@@ -64,7 +64,5 @@ class Registry(Generic[T]):
         """
         if name not in self._classes:
             known = ", ".join(self.names())
-            raise ConfigError(
-                f"{name!r} is not a {self.what}; choose one of {known}{did_you_mean(name, self.names())}"
-            )
+            raise ConfigError(f"{name!r} is not a {self.what}; choose one of {known}{did_you_mean(name, self.names())}")
         return self._classes[name]

@@ -1,0 +1,203 @@
+"""What a balancing method is.
+
+A method is one class in one file. It says which loss is trained and what is done to gradients or updates, and it
+owns the predictor that scoring and evaluation use. The default training step is enough for most methods.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raybal.balancing.pace import PaceSettings
+from raybal.data.batches import Batch
+from raybal.models.classifier import Classifier, Output, ParameterGroup
+from raybal.registry import Registry
+from raybal.settings import Settings, setting
+
+
+@dataclass(frozen=True)
+class BalancingSettings(Settings):
+    """What keeps the modalities balanced while training."""
+
+    method: str = setting(help="balancing method")
+    pace: PaceSettings = setting(factory=PaceSettings, help="how strongly it acts as training progresses")
+
+
+@dataclass
+class Context:
+    """What a method may use during training.
+
+    Attributes:
+        classifier: the bare model.
+        module: the model as it is to be called (wrapped for data-parallel training).
+        optimizer: over all parameters.
+        groups: each modality's own parameters.
+        seed: of this training run.
+        rank, world: this worker's number and the number of workers.
+        all_reduce: sums a tensor over all workers, in place; returns a function that waits for the result.
+        autocast: makes the context in which forward passes run.
+        epoch, step, steps: epochs done, steps done in all, and steps of the whole run.
+    """
+
+    classifier: Classifier
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    groups: Mapping[str, ParameterGroup]
+    seed: int
+    rank: int
+    world: int
+    all_reduce: Callable[[Tensor], Callable[[], Tensor]]
+    autocast: Callable[[], AbstractContextManager[Any]]
+    steps: int
+    epoch: int = 0
+    step: int = 0
+    log: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def progress(self) -> float:
+        """How much of the training run is done, in [0, 1)."""
+        return self.step / max(self.steps, 1)
+
+    def record(self, name: str, value: Tensor) -> None:
+        """Keeps a tensor for the epoch's log without waiting for the device."""
+        self.log.setdefault(name, []).append(value.detach())
+
+
+class Predictor:
+    """What a trained method predicts with: fused logits of encoded items, with any modalities masked.
+
+    Methods that predict through something else than the classifier's fusion head override `logits`.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier
+
+    def logits(self, fusion_inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """Maps fusion inputs and a mask bool [B, M] to logits [B, C]."""
+        return self.classifier.fuse(fusion_inputs, present)
+
+    @torch.no_grad()
+    def encode(self, inputs: Mapping[str, Tensor], present: Tensor) -> Output:
+        """Runs the encoders once; `logits` of the result are this predictor's."""
+        output = self.classifier(inputs, present)
+        output.logits = self.logits(output.fusion_inputs, present)
+        return output
+
+
+class BalancingMethod:
+    """Base of all methods. A subclass sets `name` and `Settings` and overrides what it changes.
+
+    Args:
+        settings: of the subclass's own `Settings`.
+        modalities: names, in order.
+        classes: number of classes.
+
+    Raises:
+        ConfigError: the method cannot work with these modalities.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[BalancingSettings]] = BalancingSettings
+    #: Whether the unimodal heads are part of the objective. Where they are not, they are trained on detached
+    #: embeddings in the same step, so that unimodal accuracy means something for every method.
+    trains_unimodal: ClassVar[bool] = False
+
+    def __init__(self, settings: BalancingSettings, modalities: tuple[str, ...], classes: int) -> None:
+        self.settings = settings
+        self.modalities = modalities
+        self.classes = classes
+
+    def setup(self, ctx: Context) -> None:
+        """Called once, before the first step of a run or of its resumption."""
+
+    def before_epoch(self, ctx: Context) -> None:
+        """Called before the first batch of every epoch."""
+
+    def step(self, ctx: Context, batches: list[Batch]) -> Tensor:
+        """Runs forward and backward on this worker's micro-batches, leaving reduced gradients in `.grad`.
+
+        Returns:
+            The objective's mean over the whole batch on this worker's rows, detached (a scalar; the sum over
+            workers is the batch's mean).
+        """
+        total = torch.zeros((), device=batches[0].labels.device)
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            with no_sync(ctx.module, last):
+                with ctx.autocast():
+                    output = ctx.module(batch.inputs, batch.present, detach_heads=not self.trains_unimodal)
+                loss = self.loss(ctx, output, batch)
+                self.after_forward(ctx, output, batch, last)
+                # Data-parallel training averages gradients over workers; the loss is a sum over rows divided by the
+                # whole batch's size, so the factor makes the average the whole batch's gradient.
+                (loss * ctx.world).backward()
+            total += loss.detach()
+        return total
+
+    def loss(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
+        """Returns the objective's share of these rows: a sum over rows divided by `batch.total`.
+
+        By default the fused cross-entropy plus one cross-entropy a modality.
+        """
+        return fused_loss(output, batch) + unimodal_loss(output, batch)
+
+    def after_forward(self, ctx: Context, output: Output, batch: Batch, last: bool) -> None:
+        """Called after each micro-batch's forward pass; `last` is true for the last of the step."""
+
+    def after_backward(self, ctx: Context) -> None:
+        """Called when the step's gradients are complete, before clipping and the optimizer."""
+
+    def after_optimizer(self, ctx: Context) -> None:
+        """Called when the optimizer has stepped."""
+
+    def after_epoch(self, ctx: Context, metrics: dict[str, Any]) -> None:
+        """Called with the epoch's validation metrics (empty without a validation set)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the tensors and numbers that a resumed run needs; whatever is not here is lost."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+
+    def predictor(self, classifier: Classifier) -> Predictor:
+        """Returns what this method predicts with."""
+        return Predictor(classifier)
+
+
+def no_sync(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    """Returns a context that leaves gradients unreduced until the last micro-batch."""
+    if last or not isinstance(module, nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext()
+    return module.no_sync()
+
+
+def row_losses(logits: Tensor, batch: Batch) -> Tensor:
+    """Returns the cross-entropy of each row, float32 [B]; 0 for filling rows."""
+    return F.cross_entropy(logits.float(), batch.labels, reduction="none") * batch.weights
+
+
+def fused_loss(output: Output, batch: Batch) -> Tensor:
+    """Returns the fused cross-entropy, summed over rows and divided by the whole batch's size."""
+    return row_losses(output.logits, batch).sum() / batch.total
+
+
+def unimodal_loss(output: Output, batch: Batch) -> Tensor:
+    """Returns the sum over modalities of their heads' cross-entropy on the rows where they are present, divided by
+    the whole batch's size."""
+    losses = [
+        (row_losses(logits, batch) * output.present[:, i]).sum()
+        for i, logits in enumerate(output.unimodal_logits.values())
+    ]
+    return torch.stack(losses).sum() / batch.total
+
+
+METHODS: Registry[BalancingMethod] = Registry("balancing method", "raybal.balancing", BalancingMethod)

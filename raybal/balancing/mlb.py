@@ -1,0 +1,89 @@
+"""MLB: multi-loss gradient modulation.
+
+Kontras, Chatzichristos, Blaschko and De Vos, "Improving Multimodal Learning with Multi-Loss Gradient Modulation",
+BMVC 2024 (arXiv 2405.07930).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raybal.balancing.base import Context
+from raybal.balancing.coefficient import CoefficientMethod, CoefficientSettings
+from raybal.models.classifier import Output
+from raybal.settings import setting
+
+SCORE_FLOOR = 1e-8
+
+
+@dataclass(frozen=True)
+class MLBSettings(CoefficientSettings):
+    """Settings of MLB. Published alpha / beta_max with Adam: CREMA-D ResNet-18 0.5 / 10, CREMA-D Conformer 5 / 2,
+    AVE 2 / 1, UCF101 2 / 0.5."""
+
+    method: str = "mlb"
+    alpha: float = setting(
+        0.5,
+        gt=0,
+        help="slope of the coefficient in the ratio of modality scores",
+        search={"kind": "loguniform", "low": 0.25, "high": 8.0},
+    )
+    beta_max: float = setting(
+        2.0,
+        gt=0,
+        help="ceiling of the acceleration of a weak modality (1: deceleration only; 10 to 20 in several papers' runs)",
+        search={"kind": "choice", "values": [1.0, 2.0, 5.0, 10.0, 20.0]},
+    )
+
+
+class MLB(CoefficientMethod):
+    """Accelerates modalities that are behind and decelerates those ahead, on L = CE_fused + sum_m CE_m.
+
+    The same coefficient multiplies the gradients of the fused and of the unimodal loss, in the modality's encoder,
+    its unimodal head and its slice of the fusion layer; the shared fusion bias and everything after the slices are
+    left alone. Balancing fades by itself as the ratios approach 1; `pace` can end it earlier.
+
+    Departures from the released code: a score is clamped from below at 1e-8 instead of dividing by zero; the
+    coefficient comes from the whole batch over all workers and micro-batches and is applied once a step; parameters
+    are chosen by modality, not by parts of their names.
+    """
+
+    name = "mlb"
+    Settings = MLBSettings
+    settings: MLBSettings
+    trains_unimodal = True
+
+    def score_logits(self, ctx: Context, output: Output) -> Mapping[str, Tensor]:
+        return output.unimodal_logits
+
+    def coefficients(self, sums: Tensor, counts: Tensor) -> Tensor:
+        return modulation_coefficients(sums / counts.clamp(min=1), self.settings.alpha, self.settings.beta_max)
+
+    def scaled_parameters(self, ctx: Context, modality: str) -> list[nn.Parameter]:
+        return list(ctx.groups[modality].all)
+
+
+def modulation_coefficients(scores: Tensor, alpha: float, beta_max: float | None = None) -> Tensor:
+    """Returns MLB's coefficients.
+
+    With r_i = mean of the other modalities' scores / s_i:
+    k_i = 1 + (beta_i - 1) tanh(alpha (r_i - 1)), beta_i = beta_max where r_i > 1 and 2 elsewhere.
+
+    Args:
+        scores: [M], mean true-class probability of each modality's own head; clamped from below at 1e-8.
+        alpha: slope.
+        beta_max: ceiling for modalities that are behind; None is the released code's default, 2.
+
+    Returns:
+        k [M] in (1 - tanh(alpha), max(beta_max, 1)); ones for a single modality.
+    """
+    if len(scores) == 1:
+        return torch.ones_like(scores)
+    scores = scores.clamp(min=SCORE_FLOOR)
+    ratio = (scores.sum() - scores) / (len(scores) - 1) / scores
+    gain = torch.where(ratio > 1, 2.0 if beta_max is None else beta_max, 2.0) - 1
+    return 1 + gain * torch.tanh(alpha * (ratio - 1))

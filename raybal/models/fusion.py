@@ -1,0 +1,201 @@
+"""Fusion heads: what the encoders found -> fused logits.
+
+A missing or masked modality enters as zeros in place of its embedding (Shen et al., ACM MM 2023, do the same), so
+one rule gives both missing data and the masked predictions that contributions are made of. The transformer leaves
+masked tokens out of its attention instead.
+
+`slices` names, for each modality, the parameters that belong to it alone ("the modality's slice of the fusion
+layer"): methods that scale a modality's gradients scale these too, and never the shared rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Fusion(nn.Module):
+    """Base of the fusion heads.
+
+    Args:
+        dims: embedding size of each modality, in order.
+        classes: number of classes.
+    """
+
+    name: ClassVar[str]
+    takes_tokens: ClassVar[bool] = False
+
+    def __init__(self, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__()
+        self.modalities = tuple(dims)
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """Maps fusion inputs ({m: [B, d_m]}, or {m: [B, L_m, d_m]} where `takes_tokens`) and a mask bool [B, M] to
+        logits [B, C]."""
+        embeddings = [torch.where(present[:, i, None], inputs[m], 0.0) for i, m in enumerate(self.modalities)]
+        return self.combine(embeddings)
+
+    def combine(self, embeddings: list[Tensor]) -> Tensor:
+        """Maps masked embeddings [B, d_m], one a modality, to logits [B, C]."""
+        raise NotImplementedError
+
+    def slices(self) -> dict[str, list[nn.Parameter]]:
+        """Returns the parameters that belong to one modality alone."""
+        return {m: [] for m in self.modalities}
+
+    def partial_logits(self, embeddings: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Returns each modality's share of the logits {m: [B, C]} (their sum is the fused logits), or None if the
+        fusion is not additive."""
+        return None
+
+
+def _linears(dims: Mapping[str, int], size: int, bias: bool) -> nn.ModuleDict:
+    return nn.ModuleDict({m: nn.Linear(d, size, bias=bias) for m, d in dims.items()})
+
+
+def _parameters(layers: nn.ModuleDict) -> dict[str, list[nn.Parameter]]:
+    return {m: list(layer.parameters()) for m, layer in layers.items()}
+
+
+class Concat(Fusion):
+    """One linear layer on the concatenated embeddings, kept as one bias-free layer a modality and a shared bias."""
+
+    name = "concat"
+
+    def __init__(self, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__(dims, classes)
+        self.parts = _linears(dims, classes, bias=False)
+        # What one layer on the concatenation would start from: bounds follow the total size, not each part's.
+        bound = sum(dims.values()) ** -0.5
+        for part in self.parts.values():
+            nn.init.uniform_(part.weight, -bound, bound)  # type: ignore[arg-type]
+        self.bias = nn.Parameter(torch.empty(classes).uniform_(-bound, bound))
+
+    def combine(self, embeddings: list[Tensor]) -> Tensor:
+        return sum((self.parts[m](z) for m, z in zip(self.modalities, embeddings, strict=True)), self.bias)
+
+    def slices(self) -> dict[str, list[nn.Parameter]]:
+        return _parameters(self.parts)
+
+    def partial_logits(self, embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        share = self.bias / len(self.modalities)
+        return {m: self.parts[m](embeddings[m]) + share for m in self.modalities}
+
+
+class Sum(Fusion):
+    """The sum of one linear classifier a modality, each with its own bias (the OGM-GE repository's sum fusion)."""
+
+    name = "sum"
+
+    def __init__(self, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__(dims, classes)
+        self.parts = _linears(dims, classes, bias=True)
+
+    def combine(self, embeddings: list[Tensor]) -> Tensor:
+        first, *others = (self.parts[m](z) for m, z in zip(self.modalities, embeddings, strict=True))
+        return sum(others, first)
+
+    def slices(self) -> dict[str, list[nn.Parameter]]:
+        return _parameters(self.parts)
+
+    def partial_logits(self, embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {m: self.parts[m](embeddings[m]) for m in self.modalities}
+
+
+class MLP(Fusion):
+    """A hidden layer on the concatenation (kept as one slice a modality), ReLU, and a linear classifier."""
+
+    name = "mlp"
+
+    def __init__(self, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__(dims, classes)
+        hidden = max(dims.values())
+        self.parts = _linears(dims, hidden, bias=False)
+        self.bias = nn.Parameter(torch.zeros(hidden))
+        self.classify = nn.Linear(hidden, classes)
+
+    def combine(self, embeddings: list[Tensor]) -> Tensor:
+        hidden = sum((self.parts[m](z) for m, z in zip(self.modalities, embeddings, strict=True)), self.bias)
+        return self.classify(torch.relu(hidden))
+
+    def slices(self) -> dict[str, list[nn.Parameter]]:
+        return _parameters(self.parts)
+
+
+class FiLM(Fusion):
+    """Feature-wise linear modulation (Perez et al., AAAI 2018): each further modality scales and shifts what came
+    before it, in the order of the modalities. No parameter belongs to one modality alone."""
+
+    name = "film"
+
+    def __init__(self, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__(dims, classes)
+        names = list(dims)
+        size = dims[names[0]]
+        self.modulate = nn.ModuleDict({m: nn.Linear(dims[m], 2 * size) for m in names[1:]})
+        self.classify = nn.Linear(size, classes)
+
+    def combine(self, embeddings: list[Tensor]) -> Tensor:
+        result = embeddings[0]
+        for m, z in zip(self.modalities[1:], embeddings[1:], strict=True):
+            scale, shift = self.modulate[m](z).chunk(2, dim=1)
+            result = scale * result + shift
+        return self.classify(result)
+
+
+class Gated(Fusion):
+    """The first modality's projection, gated by the sigmoid of each other's (the OGM-GE repository's gated fusion;
+    more than two modalities multiply their gates)."""
+
+    name = "gated"
+
+    def __init__(self, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__(dims, classes)
+        self.parts = _linears(dims, max(dims.values()), bias=True)
+        self.classify = nn.Linear(max(dims.values()), classes)
+
+    def combine(self, embeddings: list[Tensor]) -> Tensor:
+        first, *others = (self.parts[m](z) for m, z in zip(self.modalities, embeddings, strict=True))
+        for other in others:
+            first = first * torch.sigmoid(other)
+        return self.classify(first)
+
+    def slices(self) -> dict[str, list[nn.Parameter]]:
+        return _parameters(self.parts)
+
+
+class Transformer(Fusion):
+    """Two transformer layers over a class token and all modalities' tokens, with a learned mark a modality. No
+    parameter belongs to one modality alone."""
+
+    name = "transformer"
+    takes_tokens = True
+
+    def __init__(self, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__(dims, classes)
+        size = max(dims.values())
+        size += -size % 4
+        self.project = nn.ModuleDict({m: nn.Linear(d, size) for m, d in dims.items()})
+        self.marks = nn.Parameter(0.02 * torch.randn(len(dims), size))
+        self.class_token = nn.Parameter(0.02 * torch.randn(size))
+        layer = nn.TransformerEncoderLayer(size, 4, 2 * size, dropout=0.0, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(size)
+        self.classify = nn.Linear(size, classes)
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        batch = len(present)
+        tokens = [self.class_token.expand(batch, 1, -1)]
+        ignored = [torch.zeros(batch, 1, dtype=torch.bool, device=present.device)]
+        for i, m in enumerate(self.modalities):
+            projected = self.project[m](inputs[m]) + self.marks[i]
+            tokens.append(projected)
+            ignored.append(~present[:, i, None].expand(-1, projected.shape[1]))
+        hidden = self.layers(torch.cat(tokens, 1), src_key_padding_mask=torch.cat(ignored, 1))
+        return self.classify(self.norm(hidden[:, 0]))
+
+
+FUSIONS: dict[str, type[Fusion]] = {f.name: f for f in (Concat, Sum, MLP, FiLM, Gated, Transformer)}
