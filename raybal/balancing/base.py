@@ -30,6 +30,10 @@ class BalancingSettings(Settings):
     method: str = setting(help="balancing method")
     pace: PaceSettings = setting(factory=PaceSettings, help="how strongly it acts as training progresses")
 
+    @classmethod
+    def resolve(cls, content: Mapping[str, Any]) -> type[BalancingSettings]:
+        return METHODS.get(content["method"]).Settings if "method" in content else cls
+
 
 @dataclass
 class Context:

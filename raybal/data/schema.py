@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raybal.errors import DataError, StoreError
+from raybal.settings import from_plain
 from raybal.store import Store
 
 FORMAT = 1
@@ -97,11 +98,6 @@ class PoolInfo:
             raise DataError(
                 f"{store.path('pool.yaml')} was written by another version of raybal; prepare the pool again"
             )
-        modalities = tuple(_modality(m) for m in content.pop("modalities"))
+        modalities = tuple(from_plain(Modality, m) for m in content.pop("modalities"))
         classes = content.pop("classes")
         return cls(modalities=modalities, classes=None if classes is None else tuple(classes), **content)
-
-
-def _modality(content: dict[str, Any]) -> Modality:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-    return Modality(**values)

@@ -1,0 +1,47 @@
+"""Summing over workers, or not, behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Alone:
+    """One process: every sum is its own."""
+
+    rank = 0
+    world = 1
+
+    def all_reduce(self, value: Tensor) -> Callable[[], Tensor]:
+        """Sums a tensor over all workers, in place; returns a function that waits for the result."""
+        return lambda: value
+
+    def barrier(self) -> None:
+        """Waits for all workers."""
+
+
+class Distributed(Alone):
+    """Workers of an initialised torch.distributed process group."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
+
+    def all_reduce(self, value: Tensor) -> Callable[[], Tensor]:
+        work = dist.all_reduce(value, async_op=True)
+
+        def wait() -> Tensor:
+            assert work is not None
+            work.wait()
+            return value
+
+        return wait
+
+    def barrier(self) -> None:
+        if dist.get_backend() == "nccl":
+            dist.barrier(device_ids=[torch.cuda.current_device()])
+        else:
+            dist.barrier()

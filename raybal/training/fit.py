@@ -1,0 +1,187 @@
+"""A training run from its first or last checkpointed epoch to its end. No Ray here."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raybal import hashing
+from raybal.balancing.base import BalancingMethod, Context
+from raybal.data.batches import Items, epoch_batches, steps_per_epoch
+from raybal.models.classifier import Classifier
+from raybal.training.checkpoint import Checkpoints, pack, unpack
+from raybal.training.communication import Alone
+from raybal.training.evaluate import evaluate
+from raybal.training.settings import TrainSettings, build_optimizer
+from raybal.training.step import train_step
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """Everything that one training run needs.
+
+    Attributes:
+        classifier: with its initial weights.
+        method: the balancing method.
+        train, validation: labelled items; without validation items the last epoch is the best.
+        settings: of the training.
+        seed: what batches and dropout depend on.
+        checkpoints: where the run's state is kept.
+        device: where it runs.
+        workers: the process group, or `Alone`.
+    """
+
+    classifier: Classifier
+    method: BalancingMethod
+    train: Items
+    validation: Items | None
+    settings: TrainSettings
+    seed: int
+    checkpoints: Checkpoints
+    device: torch.device
+    workers: Alone = field(default_factory=Alone)
+
+
+def fit(run: Run, on_epoch: Callable[[dict[str, Any]], None] = lambda record: None) -> dict[str, Any]:
+    """Trains until the last epoch or until validation has not improved for `patience` epochs.
+
+    A run that was interrupted continues after its last checkpointed epoch and ends with the same weights.
+
+    Args:
+        run: the run; its classifier holds the last epoch's weights afterwards.
+        on_epoch: called on every worker with each new epoch's record.
+
+    Returns:
+        {"history": one record an epoch, "epoch": the epoch whose model is used}.
+    """
+    settings, workers = run.settings, run.workers
+    classifier = run.classifier.to(run.device)
+    module: nn.Module = classifier
+    if workers.world > 1:
+        module = nn.parallel.DistributedDataParallel(
+            classifier, device_ids=[run.device] if run.device.type == "cuda" else None, gradient_as_bucket_view=True
+        )
+    optimizer = build_optimizer(list(classifier.parameters()), settings)
+    steps = steps_per_epoch(len(run.train), settings.batch_size)
+    ctx = Context(
+        classifier=classifier,
+        module=module,
+        optimizer=optimizer,
+        groups=classifier.parameter_groups(),
+        seed=run.seed,
+        rank=workers.rank,
+        world=workers.world,
+        all_reduce=workers.all_reduce,
+        autocast=_autocast(settings, run.device),
+        steps=steps * settings.epochs,
+    )
+    progress = _resume(run, optimizer)
+    ctx.epoch = len(progress["history"])
+    ctx.step = ctx.epoch * steps
+    run.method.setup(ctx)
+    while ctx.epoch < settings.epochs and not _stalled(progress, settings.patience):
+        record = _epoch(run, ctx)
+        progress["history"].append(record)
+        score = _score(record)
+        if score > tuple(progress["best_score"]):
+            progress |= {"best": ctx.epoch, "best_score": list(score)}
+        if workers.rank == 0:
+            _save(run, ctx, progress)
+        workers.barrier()
+        on_epoch(record)
+    keep_last = settings.keep == "last" or run.validation is None
+    return {"history": progress["history"], "epoch": ctx.epoch if keep_last else progress["best"]}
+
+
+def _epoch(run: Run, ctx: Context) -> dict[str, Any]:
+    started = time.perf_counter()
+    settings, workers = run.settings, run.workers
+    # Dropout depends on (seed, epoch, worker) alone, so a resumed epoch repeats exactly.
+    torch.manual_seed(hashing.digest("epoch", run.seed, ctx.epoch, workers.rank))
+    ctx.log = {}
+    run.method.before_epoch(ctx)
+    ctx.classifier.train()
+    losses: list[Tensor] = []
+    steps = steps_per_epoch(len(run.train), settings.batch_size)
+    for batches in epoch_batches(
+        run.train,
+        batch_size=settings.batch_size,
+        seed=run.seed,
+        epoch=ctx.epoch,
+        rank=workers.rank,
+        world=workers.world,
+        accumulate=settings.accumulate,
+        device=run.device,
+    ):
+        rate = settings.learning_rate_at(ctx.step / steps)
+        for group in ctx.optimizer.param_groups:
+            group["lr"] = rate
+        losses.append(train_step(ctx, run.method, batches, settings.clip_norm))
+    loss = workers.all_reduce(torch.stack(losses))().mean()
+    ctx.epoch += 1
+    validation: dict[str, Any] = {}
+    if run.validation is not None:
+        predictor = run.method.predictor(ctx.classifier)
+        validation = evaluate(predictor, run.validation, run.device, workers=workers)
+    run.method.after_epoch(ctx, validation)
+    return {
+        "epoch": ctx.epoch,
+        "loss": float(loss),
+        "validation": validation,
+        "pace": run.method.settings.pace.strength(ctx.progress),
+        **{name: torch.stack(values).mean(0).tolist() for name, values in ctx.log.items()},
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def _autocast(settings: TrainSettings, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    if settings.precision == "bfloat16" or (settings.precision == "auto" and device.type == "cuda"):
+        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext
+
+
+def _score(record: dict[str, Any]) -> tuple[float, float]:
+    """What "best" compares: accuracy, then likelihood. Without validation every epoch beats the one before."""
+    if not record["validation"]:
+        return float(record["epoch"]), 0.0
+    fused = record["validation"]["fused"]
+    return fused["accuracy"], -fused["nll"]
+
+
+def _stalled(progress: dict[str, Any], patience: int | None) -> bool:
+    done = len(progress["history"])
+    if patience is None or not done or not progress["history"][-1]["validation"]:
+        return False
+    return done - progress["best"] >= patience
+
+
+def _resume(run: Run, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    done = run.checkpoints.epochs("epoch")
+    if not done:
+        return {"history": [], "best": 0, "best_score": [float("-inf"), float("-inf")]}
+    tensors, metadata = run.checkpoints.read("epoch", done[-1])
+    run.method.load_state_dict(unpack(tensors, metadata["numbers"], run.classifier, optimizer))
+    if run.workers.rank == 0:
+        log.info("training continues after its checkpointed epoch %d of %d", done[-1], run.settings.epochs)
+    return metadata["progress"]
+
+
+def _save(run: Run, ctx: Context, progress: dict[str, Any]) -> None:
+    tensors, numbers = pack(ctx.classifier, ctx.optimizer, run.method.state_dict())
+    model = {name: value for name, value in tensors.items() if name.startswith("model.")}
+    # The model before the state that speaks of it: a resumed run must find what its checkpoint calls best.
+    if progress["best"] == ctx.epoch:
+        run.checkpoints.write("best", ctx.epoch, model, {"epoch": ctx.epoch})
+    run.checkpoints.write("epoch", ctx.epoch, tensors, {"numbers": numbers, "progress": progress})
+    run.checkpoints.keep_only("epoch", ctx.epoch)
+    run.checkpoints.keep_only("best", progress["best"])

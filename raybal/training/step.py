@@ -1,0 +1,32 @@
+"""One training step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raybal.balancing.base import BalancingMethod, Context
+from raybal.data.batches import Batch
+
+
+def train_step(ctx: Context, method: BalancingMethod, batches: list[Batch], clip_norm: float | None = None) -> Tensor:
+    """Runs one optimizer step.
+
+    Args:
+        ctx: the run; its step count is advanced.
+        method: the balancing method.
+        batches: this worker's micro-batches of the step.
+        clip_norm: largest gradient norm; clipping comes after the method has changed the gradients.
+
+    Returns:
+        This worker's share of the objective (a detached scalar; the sum over workers is the batch's mean).
+    """
+    ctx.optimizer.zero_grad(set_to_none=True)
+    loss = method.step(ctx, batches)
+    method.after_backward(ctx)
+    if clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(ctx.classifier.parameters(), clip_norm)
+    ctx.optimizer.step()
+    method.after_optimizer(ctx)
+    ctx.step += 1
+    return loss
