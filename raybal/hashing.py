@@ -38,12 +38,14 @@ def _finalise(z: UInt64) -> UInt64:
     return z ^ (z >> np.uint64(31))
 
 
-def mix(hashes: UInt64, *keys: int) -> UInt64:
-    """Returns hashes [n] re-hashed under integer keys; a different key gives an independent stream."""
+def mix(hashes: UInt64, *keys: int | NDArray[np.int64]) -> UInt64:
+    """Returns hashes [n] re-hashed under keys (integers, or one for each hash); a different key gives an independent
+    stream."""
     mixed = np.asarray(hashes, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for key in keys:
-            mixed = _finalise(mixed + _GAMMA * np.uint64((key + 1) & 0xFFFFFFFFFFFFFFFF))
+            number = np.uint64(key % 2**64) if isinstance(key, int) else key.astype(np.uint64)
+            mixed = _finalise(mixed + _GAMMA * (number + np.uint64(1)))
     return mixed
 
 

@@ -11,8 +11,7 @@ quarantine.parquet       id, uri, modality, reason of items that could not be pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -128,40 +127,38 @@ class Sidecar:
     def __init__(self, root: str) -> None:
         self.store = Store(root)
 
-    @cached_property
-    def labels(self) -> dict[str, str]:
-        """Labels by id, of the items whose manifest gave one."""
-        return self._pairs("labels", "label")
+    def labels(self, ids: Sequence[str]) -> dict[str, str]:
+        """Returns the labels of those items whose manifest gave one, by id."""
+        return self._pairs("labels", "label", ids)
 
-    @cached_property
-    def groups(self) -> dict[str, str]:
-        """Groups by id."""
-        return self._pairs("groups", "group")
+    def groups(self, ids: Sequence[str]) -> dict[str, str]:
+        """Returns the groups of items by id; an item without a group is a group of its own."""
+        return {i: i for i in ids} | self._pairs("groups", "group", ids)
 
-    @cached_property
-    def uris(self) -> dict[str, str]:
-        """Where each item came from, by id."""
-        return self._pairs("sources", "uri")
+    def uris(self, ids: Sequence[str]) -> dict[str, str]:
+        """Returns where items came from, by id."""
+        return self._pairs("sources", "uri", ids)
 
-    def labels_of(self, ids: Iterable[str], classes: Sequence[str], why: str) -> list[int]:
+    def class_indices(self, ids: Sequence[str], classes: Sequence[str], why: str) -> list[int]:
         """Returns the class indices of items.
 
         Raises:
             DataError: an item has no label, or one outside the class list.
         """
-        ids = list(ids)
-        missing = [i for i in ids if i not in self.labels]
+        labels = self.labels(ids)
+        missing = [i for i in ids if i not in labels]
         if missing:
-            raise DataError(f"{why}, and the manifest has no label for {shorten(missing)}")
+            raise DataError(f"{why}, and there is none for {shorten(missing)}")
         index = {name: i for i, name in enumerate(classes)}
-        unknown = [f"{i} ({self.labels[i]!r})" for i in ids if self.labels[i] not in index]
+        unknown = [f"{i} ({labels[i]!r})" for i in ids if labels[i] not in index]
         if unknown:
             raise DataError(f"labels outside the class list: {shorten(unknown)}; classes are {shorten(classes, 20)}")
-        return [index[self.labels[i]] for i in ids]
+        return [index[labels[i]] for i in ids]
 
-    def _pairs(self, table: str, column: str) -> dict[str, str]:
+    def _pairs(self, table: str, column: str, ids: Sequence[str]) -> dict[str, str]:
         name = f"sidecar/{table}.parquet"
         if not self.store.exists(name):
             return {}
         content = self.store.read_table(name, columns=["id", column])
+        content = content.filter(pc.is_in(content["id"], pa.array(ids, pa.string())))
         return dict(zip(content["id"].to_pylist(), content[column].to_pylist(), strict=True))

@@ -178,7 +178,7 @@ def _resume(run: Run, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 def _save(run: Run, ctx: Context, progress: dict[str, Any]) -> None:
     tensors, numbers = pack(ctx.classifier, ctx.optimizer, run.method.state_dict())
-    model = {name: value for name, value in tensors.items() if name.startswith("model.")}
+    model = {name: value for name, value in tensors.items() if name.startswith(("model.", "method."))}
     # The model before the state that speaks of it: a resumed run must find what its checkpoint calls best.
     if progress["best"] == ctx.epoch:
         run.checkpoints.write("best", ctx.epoch, model, {"epoch": ctx.epoch})

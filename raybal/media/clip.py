@@ -1,0 +1,54 @@
+"""Clips: sound and pictures of one file in one pass."""
+
+from __future__ import annotations
+
+from numpy.typing import NDArray
+
+from raybal.media.audio import AudioSettings, log_mel, waveform_from_packets, waveform_from_sound_file
+from raybal.media.container import is_sound_file, open_container, read_packets
+from raybal.media.damage import check_declared_length, ends_as_written
+from raybal.media.video import VideoSettings, frames_from_packets
+
+
+def decode_clip(
+    source: bytes, *, video: VideoSettings | None = None, audio: AudioSettings | None = None
+) -> dict[str, NDArray | None]:
+    """Decodes the modalities asked for; the file is read once.
+
+    Args:
+        source: the content of the file.
+        video: how to prepare the frames; None leaves them out.
+        audio: how to prepare the sound; None leaves it out.
+
+    Returns:
+        one entry for each modality asked for: "video" uint8 [T, C, H, W], "audio" float16 [1, mels, frames]. The
+        value is None where the file has no such track, which is no damage.
+
+    Raises:
+        MediaError: the file is empty, no clip, damaged, or shorter than it declares; also if the damage is in the
+            modality that was not asked for.
+        ConfigError: `audio.seconds` is not set.
+    """
+    if audio is not None:
+        audio.sample_count()
+    clip: dict[str, NDArray | None] = {}
+    kind = check_declared_length(source)
+    if is_sound_file(source, kind):
+        waveform, rate = waveform_from_sound_file(source)
+        if video is not None:
+            clip["video"] = None
+        if audio is not None:
+            clip["audio"] = log_mel(waveform, rate, audio)
+        return clip
+    with open_container(source, kind) as container:
+        packets = read_packets(container, len(source))
+        if video is not None:
+            clip["video"] = frames_from_packets(packets["video"], video) if "video" in packets else None
+        elif kind == "mpeg" and "video" in packets and not ends_as_written(source):
+            # Only the last picture tells whether such a file is complete.
+            frames_from_packets(packets["video"], VideoSettings(frames=1, height=1, width=1))
+        if audio is not None:
+            clip["audio"] = None
+            if "audio" in packets:
+                clip["audio"] = log_mel(*waveform_from_packets(packets["audio"]), audio)
+    return clip

@@ -1,0 +1,112 @@
+"""BMMAL: BADGE whose gradient embeddings are modulated by the modalities' dominance.
+
+Shen, Huang, Yin, Zou, Rajan and See, "Towards Balanced Active Learning for Multimodal Classification", ACM MM 2023
+(arXiv 2306.08306).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from raybal.analysis.contribution import contributions, shapley_values
+from raybal.balancing.base import Predictor
+from raybal.querying.base import Scored
+from raybal.querying.gradient import GradientSeeding, SeedingSettings, residual
+from raybal.settings import setting
+
+Modulate = Literal["weak", "strong", "both"]
+
+
+@dataclass(frozen=True)
+class BMMALSettings(SeedingSettings):
+    """Settings of BMMAL."""
+
+    modulate: Modulate = setting(
+        "weak",
+        help="whose block of the gradient embedding shrinks with the dominance: the weak modality's (as the authors' "
+        "code does), the strong one's, or both",
+    )
+
+
+class BMMAL(GradientSeeding):
+    """D-squared seeding on vec(q (x) [r_1 z_1; ...; r_M z_M]), r_m from each modality's contribution to the prediction.
+
+    An item that one modality decides alone loses gradient norm, so items whose modalities share the decision are
+    preferred. With every r_m = 1 it is BADGE. More than two modalities, and equal contributions where nothing
+    contributes, are raybal's own extension; at two modalities it is the authors' code.
+    """
+
+    name = "bmmal"
+    Settings = BMMALSettings
+    settings: BMMALSettings
+
+    def columns(self, predictor: Predictor, scored: Scored) -> dict[str, Tensor]:
+        scale = modulation(scored.contributions, self.settings.modulate)
+        return {
+            "q": residual(scored.probabilities, scored.predicted),
+            "h": modulated(scored.output.embeddings, scale),
+        }
+
+
+@dataclass(frozen=True)
+class GradientFactors:
+    """The factors of gradient embeddings vec(q (x) h).
+
+    Attributes:
+        q: residuals [n, C].
+        h: modulated embeddings, concatenated over modalities [n, D].
+        contributions: each modality's share of the predicted class's probability [n, M].
+    """
+
+    q: Tensor
+    h: Tensor
+    contributions: Tensor
+
+
+def gradient_factors(
+    embeddings: Mapping[str, Tensor],
+    logits: Callable[[Tensor], Tensor],
+    present: Tensor | None = None,
+    modulate: Modulate = "weak",
+) -> GradientFactors:
+    """Returns BMMAL's factored gradient embeddings of n items.
+
+    Args:
+        embeddings: pooled, {m: [n, d_m]}.
+        logits: maps a mask bool [n, M] to logits [n, C] with the False modalities masked.
+        present: bool [n, M]; everything is present without it.
+        modulate: whose block shrinks.
+    """
+    if present is None:
+        first = next(iter(embeddings.values()))
+        present = torch.ones(len(first), len(embeddings), dtype=torch.bool, device=first.device)
+    phi, probabilities = shapley_values(logits, present)
+    predicted = probabilities.argmax(1)
+    shares = contributions(phi, predicted)
+    return GradientFactors(
+        residual(probabilities, predicted), modulated(embeddings, modulation(shares, modulate)), shares
+    )
+
+
+def modulation(shares: Tensor, modulate: Modulate = "weak") -> Tensor:
+    """Returns the scale r [n, M] of each modality's block, from contributions [n, M].
+
+    For two modalities with dominance rho = |c_1 - c_2|: "weak" scales the weaker block by 1 - rho and leaves the
+    stronger, "strong" the other way round, "both" scales both by 1 - rho.
+    """
+    largest, smallest = shares.amax(1, keepdim=True), shares.amin(1, keepdim=True)
+    if modulate == "weak":
+        return 1 - (largest - shares)
+    if modulate == "strong":
+        return 1 - (shares - smallest)
+    return (1 - (largest - smallest)).expand_as(shares)
+
+
+def modulated(embeddings: Mapping[str, Tensor], scale: Tensor) -> Tensor:
+    """Returns the embeddings {m: [n, d_m]}, each scaled by its column of scale [n, M], concatenated to [n, D]."""
+    return torch.cat([z * scale[:, i : i + 1].to(z.dtype) for i, z in enumerate(embeddings.values())], dim=1)

@@ -1,0 +1,94 @@
+"""Scoring one shard of the pool: a predictor's view of its unlabelled items, without labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raybal.analysis.contribution import contributions, shapley_values
+from raybal.balancing.base import Predictor
+from raybal.columns import read_tensor, tensor_column, tensor_field
+from raybal.data.batches import fixed_batches
+from raybal.data.pool import Pool
+from raybal.querying.base import QueryStrategy, Scored
+
+
+@torch.no_grad()
+def score_shard(
+    pool: Pool,
+    positions: NDArray[np.int64],
+    predictor: Predictor,
+    strategy: QueryStrategy,
+    *,
+    device: torch.device,
+    batch_size: int,
+) -> pa.Table:
+    """Scores items of one shard in the order of their ids, in batches of one size.
+
+    The last batch is filled up with zeros, so that scoring again gives the same bytes.
+
+    Args:
+        positions: of the items in the pool, all in the same shard.
+
+    Returns:
+        A table of id, predicted (class index), confidence (of the prediction), contribution [M], and the
+        strategy's own columns.
+    """
+    ids = np.array(pool.ids_at(positions), dtype=object)
+    by_id = np.argsort(ids)
+    ids, positions = ids[by_id], positions[by_id]
+    values, _ = pool.read(positions)
+    parts: list[dict[str, Tensor]] = []
+    for run in fixed_batches(len(ids), batch_size):
+        inputs = {m: torch.from_numpy(_filled(array[run], batch_size)).to(device) for m, array in values.items()}
+        present = torch.from_numpy(_filled(pool.present[positions[run]], batch_size)).to(device)
+        output = predictor.encode(inputs, present)
+        phi, probabilities = shapley_values(
+            lambda mask, o=output: predictor.logits(o.fusion_inputs, mask),  # type: ignore[misc]
+            present,
+        )
+        predicted = probabilities.argmax(1)
+        scored = Scored(output, probabilities, predicted, contributions(phi, predicted))
+        columns = {
+            "predicted": predicted.int(),
+            "confidence": probabilities.amax(1),
+            "contribution": scored.contributions,
+            **strategy.columns(predictor, scored),
+        }
+        parts.append({name: column[: len(run)].cpu() for name, column in columns.items()})
+    return _table(ids.tolist(), parts)
+
+
+def _filled(array: NDArray, size: int) -> NDArray:
+    if len(array) == size:
+        return np.ascontiguousarray(array)
+    filled = np.zeros((size, *array.shape[1:]), array.dtype)
+    filled[: len(array)] = array
+    return filled
+
+
+def _table(ids: list[str], parts: list[dict[str, Tensor]]) -> pa.Table:
+    fields, arrays = [pa.field("id", pa.string())], [pa.array(ids, pa.string())]
+    for name in parts[0] if parts else ():
+        values = torch.cat([part[name] for part in parts]).numpy()
+        if values.ndim == 1:
+            arrays.append(pa.array(values))
+            fields.append(pa.field(name, arrays[-1].type))
+        else:
+            arrays.append(tensor_column(values))
+            fields.append(tensor_field(name, values.shape[1:], values.dtype.name))
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def read_columns(table: pa.Table) -> dict[str, NDArray]:
+    """Returns all columns of a score table but the id as arrays."""
+    columns = {}
+    for field in table.schema:
+        if field.metadata and b"shape" in field.metadata:
+            columns[field.name] = read_tensor(table, field.name)[0]
+        elif field.name != "id":
+            columns[field.name] = table.column(field.name).to_numpy()
+    return columns

@@ -1,0 +1,108 @@
+"""The only place that turns the size of a machine or cluster into workers, actors and threads."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train import ScalingConfig
+
+from raybal.errors import ConfigError
+from raybal.settings import Settings, setting
+from raybal.training.settings import TrainSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ResourceSettings(Settings):
+    """What raybal may use of the machine or cluster. None of it changes results."""
+
+    cpus_per_worker: float = setting(1.0, gt=0, defines=False, help="CPUs a data-parallel training worker reserves")
+    gpus_per_worker: float | None = setting(
+        None, ge=0, defines=False, help="GPUs a training worker reserves; none: 1 where the cluster has GPUs"
+    )
+    scoring_actors: int | None = setting(
+        None, ge=1, defines=False, help="actors that score and select; none: one a CPU, at most one a shard"
+    )
+    max_failures: int = setting(3, ge=0, defines=False, help="how often a training run may lose a worker")
+    object_store_gb: float | None = setting(
+        None, gt=0, defines=False, help="memory of a local cluster's object store; none: as Ray chooses"
+    )
+
+
+def inside_uploaded_directory(path: str | None = None) -> bool:
+    """Returns whether a path (default: the current folder) lies in the copy of a working directory that a submitted
+    job runs in. Such a folder is thrown away with the job."""
+    return "/runtime_resources/working_dir_files/" in os.path.abspath(path or os.getcwd()) + "/"
+
+
+@contextlib.contextmanager
+def cluster(settings: ResourceSettings) -> Iterator[None]:
+    """Connects to the cluster that the environment names, or starts a local one and ends it again.
+
+    Ray Train's helpers find a local cluster by RAY_API_SERVER_ADDRESS; without it they may find the address file
+    of a cluster that is gone, and every training run waits for it.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
+        ray.init(log_to_driver=True)
+    else:
+        port = _free_port()
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+        memory = settings.object_store_gb
+        ray.init(
+            "local",
+            dashboard_port=port,
+            include_dashboard=True,
+            log_to_driver=True,
+            logging_level="warning",
+            object_store_memory=None if memory is None else int(memory * 2**30),
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def scaling(train: TrainSettings, settings: ResourceSettings) -> ScalingConfig:
+    """Returns Ray Train's scaling for a training run.
+
+    Raises:
+        ConfigError: the workers ask for more GPUs than a cluster that cannot grow has.
+    """
+    gpus = ray.cluster_resources().get("GPU", 0.0)
+    each = settings.gpus_per_worker
+    if each is None:
+        each = 1.0 if gpus and train.device != "cpu" else 0.0
+    if train.device == "cuda" and each == 0:
+        raise ConfigError("train.device: 'cuda' needs resources.gpus_per_worker above 0, and the cluster has no GPU")
+    return ScalingConfig(
+        num_workers=train.num_workers,
+        use_gpu=each > 0,
+        resources_per_worker={"CPU": settings.cpus_per_worker} | ({"GPU": each} if each else {}),
+    )
+
+
+def scoring_options(shards: int, settings: ResourceSettings) -> tuple[int, dict[str, Any]]:
+    """Returns (number of scoring actors, options of each): one a GPU where the cluster has GPUs, else one a CPU, and
+    never more than shards."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    most = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    count = max(1, min(settings.scoring_actors or most, shards))
+    options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 3, "max_task_retries": 3}
+    return count, options | ({"num_gpus": 1} if gpus else {})

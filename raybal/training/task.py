@@ -1,0 +1,99 @@
+"""A training run as a file in the store: what the driver writes and every worker reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raybal.data.batches import Items
+from raybal.data.pool import Pool
+from raybal.predictor import PredictorSpec, load_predictor, save_predictor
+from raybal.store import Store
+from raybal.training.checkpoint import Checkpoints
+from raybal.training.communication import Alone
+from raybal.training.fit import Run, fit
+from raybal.training.settings import TrainSettings
+
+MODEL = "model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTask:
+    """One training run of an experiment.
+
+    Attributes:
+        store: root of the experiment's store.
+        folder: the run's folder in it.
+        pool: root of the prepared pool.
+        spec: the model and the method, with the seed of the initial weights.
+        settings: of the training.
+        seed: what batches and dropout depend on.
+        fence: fencing number of the driver.
+        warm: name of a predictor in the store to start from; None starts fresh.
+    """
+
+    store: str
+    folder: str
+    pool: str
+    spec: PredictorSpec
+    settings: TrainSettings
+    seed: int
+    fence: int
+    warm: str | None = None
+
+    def write_items(self, train: Sequence[tuple[str, int]], validation: Sequence[tuple[str, int]]) -> None:
+        """Writes which items are trained on and which validate, as (id, class index)."""
+        parts = ["train"] * len(train) + ["validation"] * len(validation)
+        ids, labels = zip(*train, *validation, strict=True)
+        table = pa.table({"id": ids, "label": pa.array(labels, pa.int32()), "part": parts})
+        Store(self.store).write_table(f"{self.folder}/items.parquet", table)
+
+    def read_items(self) -> tuple[Items, Items | None]:
+        """Returns the training items, and the validation items if there are any, in memory."""
+        table = Store(self.store).read_table(f"{self.folder}/items.parquet")
+        pool = Pool(self.pool)
+        parts = []
+        for part in ("train", "validation"):
+            rows = table.filter(pc.equal(table["part"], part))
+            parts.append(pool.items(rows["id"].to_pylist(), rows["label"].to_pylist()) if len(rows) else None)
+        train, validation = parts
+        assert train is not None
+        return train, validation
+
+    def run(
+        self, workers: Alone | None = None, on_epoch: Callable[[dict[str, Any]], None] = lambda record: None
+    ) -> dict[str, Any]:
+        """Trains, as one of the workers; the first one writes the model. Returns what `fit` returns."""
+        workers = workers or Alone()
+        store = Store(self.store)
+        train, validation = self.read_items()
+        classifier, method = self.spec.build()
+        if self.warm is not None:
+            classifier.load_state_dict(load_predictor(store, self.warm)[0].classifier.state_dict())
+        run = Run(
+            classifier=classifier,
+            method=method,
+            train=train,
+            validation=validation,
+            settings=self.settings,
+            seed=self.seed,
+            checkpoints=Checkpoints(store, self.folder, self.fence),
+            device=self.settings.resolve_device(),
+            workers=workers,
+        )
+        result = fit(run, on_epoch)
+        if workers.rank == 0:
+            self._publish(run, result["epoch"])
+        workers.barrier()
+        return result
+
+    def _publish(self, run: Run, epoch: int) -> None:
+        checkpoints = run.checkpoints
+        kind = "best" if epoch in checkpoints.epochs("best") else "epoch"
+        tensors, _ = checkpoints.read(kind, epoch)
+        wanted = {k: v for k, v in tensors.items() if k.startswith(("model.", "method."))}
+        save_predictor(checkpoints.store, f"{self.folder}/{MODEL}", self.spec, wanted, epoch=epoch)
