@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -32,6 +33,7 @@ from raybal import hashing
 from raybal.config import LoopConfig, defining
 from raybal.data.batches import Items
 from raybal.data.pool import Pool, Sidecar
+from raybal.data.prepare import DEMO, demo_pool
 from raybal.data.split import validation_parts
 from raybal.errors import ConfigError, DataError, StoreError, shorten
 from raybal.labelling.base import Labeller
@@ -43,6 +45,8 @@ from raybal.predictor import PredictorSpec, load_predictor
 from raybal.querying.actors import Scorers
 from raybal.querying.base import Query, Request
 from raybal.querying.explain import describe_items, summarise_pool
+from raybal.report.page import write_report
+from raybal.resources import cluster, inside_uploaded_directory
 from raybal.store import Store
 from raybal.training.evaluate import evaluate
 from raybal.training.task import MODEL, TrainTask
@@ -426,3 +430,36 @@ def _query_table(query: Query, about: dict[str, dict[str, Any]], modalities: Seq
     for k, m in enumerate(modalities):
         columns[f"contribution_{m}"] = pa.array([r["contribution"][k] for r in rows], pa.float64())
     return pa.table(columns)
+
+
+def run_loop(config: LoopConfig) -> None:
+    """Runs an experiment from its settings: connects to Ray, takes the store's lease, runs rounds, writes the report.
+
+    Raises:
+        RaybalError: the experiment cannot begin or continue.
+    """
+    _check_places(config)
+    store = Store(config.store)
+    with Lease(store) as lease, cluster(config.resources):
+        if config.pool == DEMO:
+            config = dataclasses.replace(config, pool=demo_pool())
+        loop = Loop(config, lease)
+        try:
+            loop.run()
+        except WaitingForLabels as waiting:
+            log.info("%s", waiting)
+        finally:
+            report = write_report(store, loop.pool, loop.sidecar)
+    log.info("store:  %s", store.root)
+    log.info("report: %s", report)
+
+
+def _check_places(config: LoopConfig) -> None:
+    """A store inside the copied working directory of a submitted job would be lost with the job."""
+    for key in ("store", "pool"):
+        place = getattr(config, key)
+        if inside_uploaded_directory() and "://" not in place and not os.path.isabs(place) and place != DEMO:
+            raise ConfigError(
+                f"{key}: {place!r} is not accepted in a submitted job: it would lie in the uploaded copy of the "
+                "working directory, which is thrown away; give an absolute path or a URI"
+            )

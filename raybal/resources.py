@@ -64,7 +64,7 @@ def cluster(settings: ResourceSettings) -> Iterator[None]:
             dashboard_port=port,
             include_dashboard=True,
             log_to_driver=True,
-            logging_level="warning",
+            logging_level=logging.ERROR,
             object_store_memory=None if memory is None else int(memory * 2**30),
         )
     try:

@@ -84,20 +84,27 @@ class Encoder(nn.Module):
 class FrameWise(nn.Module):
     """Runs a 2-D network on each frame of a video [B, T, C, H, W], or on an image or spectrogram [B, C, H, W].
 
-    The map is averaged over space (a video's tokens are its frames) or over height (an audio clip's tokens are its
-    time steps, an image's its columns).
+    A video's tokens are its frames, an audio clip's its time steps, an image's its columns.
+
+    Args:
+        network: maps images to feature maps.
+        flatten: whether the positions that are not tokens (rows and columns of a frame, bands of a spectrogram) keep
+            features of their own, as a small network needs, or are averaged.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, flatten: bool) -> None:
         super().__init__()
         self.network = network
+        self.flatten = flatten
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 5:
             batch, frames = x.shape[:2]
             maps = self.network(x.flatten(0, 1))
-            return maps.mean(dim=(2, 3)).unflatten(0, (batch, frames))
-        return self.network(x).mean(dim=2).transpose(1, 2)
+            features = maps.flatten(1) if self.flatten else maps.mean(dim=(2, 3))
+            return features.unflatten(0, (batch, frames))
+        maps = self.network(x)
+        return (maps.flatten(1, 2) if self.flatten else maps.mean(dim=2)).transpose(1, 2)
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
@@ -197,7 +204,11 @@ def build_encoder(modality: Modality, settings: EncoderSettings) -> Encoder:
         network = MLP(modality.shape[-1], features, settings.layers)
     if settings.weights is not None:
         _load_weights(network, settings.weights, f"model.encoders.{modality.name}.weights")
-    backbone = FrameWise(network) if name in ("cnn", "resnet18") else network
+    backbone = network
+    if name in ("cnn", "resnet18"):
+        backbone = FrameWise(network, flatten=name == "cnn")
+        with torch.no_grad():
+            features = backbone(torch.zeros(1, *modality.shape)).shape[-1]
     return Encoder(modality, backbone, features, settings.dim, settings.dropout)
 
 

@@ -81,6 +81,9 @@ class ActorCandidates:
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = actors
 
+    def __len__(self) -> int:
+        return len(self.actors)
+
     def map(self, function: Callable[..., Any], *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         own = each or [()] * len(self.actors)
         return ray.get([a.apply.remote(function, (*args, *more)) for a, more in zip(self.actors, own, strict=True)])

@@ -101,6 +101,10 @@ class Holder:
 class Candidates(Protocol):
     """All candidates, in as many holders as there are, here or in other processes."""
 
+    def __len__(self) -> int:
+        """The number of holders."""
+        ...
+
     def map(self, function: Callable[..., Any], *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         """Calls function(holder, *args, *each[i]) on every holder; returns the results in the order of the holders."""
         ...
@@ -111,6 +115,9 @@ class LocalCandidates:
 
     def __init__(self, holders: Sequence[Holder]) -> None:
         self.holders = holders
+
+    def __len__(self) -> int:
+        return len(self.holders)
 
     def map(self, function: Callable[..., Any], *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         own = each or [()] * len(self.holders)

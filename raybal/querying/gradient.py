@@ -35,10 +35,8 @@ class GradientSeeding(QueryStrategy):
         picks = rejection_seeding(
             _HeldShards(candidates), request.size, request.seed, proposals=self.settings.proposals
         )
-        holders = range(max((p.shard for p in picks), default=0) + 1)
-        rows = {s: [p.row for p in picks if p.shard == s] for s in holders}
-        answers = candidates.map(_take_ids, rows)
-        ids = [iter(answer) for answer in answers]
+        rows = [([p.row for p in picks if p.shard == s],) for s in range(len(candidates))]
+        ids = [iter(answer) for answer in candidates.map(_take_ids, each=rows)]
         return Query(
             ids=[next(ids[p.shard]) for p in picks],
             score=[p.d2 for p in picks],

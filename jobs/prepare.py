@@ -1,0 +1,17 @@
+"""Prepares a pool: python jobs/prepare.py --input MANIFEST --output POOL"""
+
+from raybal.config import parse
+from raybal.data.prepare import PrepareConfig, prepare
+from raybal.job import run_job
+from raybal.resources import ResourceSettings, cluster
+
+
+def main() -> None:
+    config = parse(PrepareConfig)
+    with cluster(ResourceSettings()):
+        prepare(config)
+    print(f"pool: {config.output}")
+
+
+if __name__ == "__main__":
+    run_job(main)

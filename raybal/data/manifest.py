@@ -1,0 +1,263 @@
+"""Reading what a user has: a manifest, Parquet with media inside, or a bare folder of media files.
+
+Columns by name and type:
+
+    id                     text, unique
+    label, group, split    optional
+    uri                    a clip; its tracks become the modalities "video" and "audio" (or "image")
+    <name>_uri             one file a modality, called <name>
+    media                  like uri, with the file's bytes in the cell
+    <name>, bytes          like <name>_uri, with the file's bytes in the cell
+    <name>, list of numbers             precomputed features [d]
+    <name>, list of lists of numbers    a precomputed sequence [T, d]
+
+Everything else is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from raybal.errors import DataError, did_you_mean, shorten
+from raybal.store import Store
+
+SPLITS = ("train", "val", "test")
+_SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_MEDIA_SUFFIXES = frozenset(
+    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".flv")
+    + (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aac", ".png", ".jpg", ".jpeg", ".bmp", ".webp")
+)
+
+SourceKind = Literal["uri", "bytes", "features", "sequence"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One column that media come from.
+
+    Attributes:
+        column: its name.
+        kind: what a cell holds.
+        modality: the modality that it feeds; None where a clip's tracks decide.
+    """
+
+    column: str
+    kind: SourceKind
+    modality: str | None
+
+
+@dataclass
+class Manifest:
+    """What a user wants prepared.
+
+    Attributes:
+        table: id (text), label (text or null), group (text or null), split (text or null), and the uri columns, in
+            the order of the input. uris are absolute.
+        sources: the columns that media come from.
+        files: Parquet files that hold media columns, empty for a manifest of uris.
+        file_rows: number of rows of each of them.
+        fingerprints: size and time of every input file, by path.
+    """
+
+    table: pa.Table
+    sources: tuple[Source, ...]
+    files: tuple[str, ...]
+    file_rows: tuple[int, ...]
+    fingerprints: dict[str, str]
+
+
+def read_manifest(place: str) -> Manifest:
+    """Reads a manifest (CSV or Parquet), Parquet files with media, or a folder.
+
+    A folder may hold `manifest.csv` or `manifest.parquet`, or Parquet files with media, or just media files: then
+    each is an item whose id is its path in the folder.
+
+    Raises:
+        DataError: there is nothing to read, a column is missing or wrong, or ids repeat.
+    """
+    folder, name = _open(place)
+    if name is not None:
+        return _read_files(folder, [name])
+    names = folder.names()
+    for candidate in ("manifest.csv", "manifest.parquet"):
+        if candidate in names:
+            return _read_files(folder, [candidate])
+    tables = [n for n in names if n.endswith(".parquet")]
+    if tables:
+        return _read_files(folder, tables)
+    return _bare_folder(folder)
+
+
+def _open(place: str) -> tuple[Store, str | None]:
+    """Returns (folder, name of the file in it or None if the place is a folder)."""
+    store = Store(place)
+    kind = store.filesystem.get_file_info(store.path()).type
+    if kind == pafs.FileType.NotFound:
+        raise DataError(f"there is no file or folder {place}")
+    if kind == pafs.FileType.Directory:
+        return store, None
+    head, mark, options = store.root.partition("?")
+    folder, _, name = head.rpartition("/")
+    return Store(f"{folder or '/'}{mark}{options}"), name
+
+
+def _read_files(folder: Store, names: Sequence[str]) -> Manifest:
+    tables, files, rows, fingerprints = [], [], [], {}
+    sources: tuple[Source, ...] | None = None
+    for name in names:
+        path = f"{folder.root.rstrip('/')}/{name}" if "?" not in folder.root else folder.sub(name).root
+        table, found, count = _read_one(folder, name)
+        if sources is not None and found != sources:
+            raise DataError(f"{folder.path(name)} has other media columns than {folder.path(names[0])}")
+        sources = found
+        tables.append(table)
+        if any(s.kind != "uri" for s in found):
+            files.append(path)
+            rows.append(count)
+        info = folder.filesystem.get_file_info(folder.path(name))
+        fingerprints[path] = f"{info.size}:{info.mtime_ns}"
+    assert sources is not None
+    table = _checked(pa.concat_tables(tables), folder.path(names[0]))
+    return Manifest(table, sources, tuple(files), tuple(rows), fingerprints)
+
+
+def _read_one(folder: Store, name: str) -> tuple[pa.Table, tuple[Source, ...], int]:
+    """Returns (the table without media cells, its sources, its number of rows)."""
+    path = folder.path(name)
+    if name.endswith(".csv"):
+        try:
+            content = folder.read_bytes(name)
+            columns = pacsv.open_csv(pa.BufferReader(content)).schema.names
+            # As text: an id or a label of digits stays what it is.
+            options = pacsv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=True)
+            table = pacsv.read_csv(pa.BufferReader(content), convert_options=options)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path} cannot be read as CSV: {error}") from error
+        schema = table.schema
+    elif name.endswith(".parquet"):
+        try:
+            file = pq.ParquetFile(path, filesystem=folder.filesystem)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+        schema = file.schema_arrow
+        light = [f.name for f in schema if f.name in ("id", "label", "group", "split") or _source(f) == "uri"]
+        table = file.read(columns=light)
+    else:
+        raise DataError(f"{path} is not a manifest; give a .csv or .parquet file, or a folder")
+    if "id" not in schema.names:
+        raise DataError(
+            f"{path} has no column 'id'{did_you_mean('id', schema.names)}; it has {', '.join(schema.names)}"
+        )
+    sources = tuple(
+        Source(f.name, kind, None if f.name in ("uri", "media") else f.name.removesuffix("_uri"))
+        for f in schema
+        if (kind := _source(f)) is not None
+    )
+    if not sources:
+        raise DataError(
+            f"{path} has no column that media could come from (it has {', '.join(schema.names)}); "
+            "give uri, <modality>_uri, bytes, or lists of numbers"
+        )
+    table = _plain(table, path)
+    uris = [s.column for s in sources if s.kind == "uri"]
+    for column in uris:
+        table = table.set_column(
+            table.schema.get_field_index(column), column, pa.array(_absolute(table[column].to_pylist(), folder))
+        )
+    return table.select(["id", "label", "group", "split", *uris]), sources, len(table)
+
+
+def _source(field: pa.Field) -> SourceKind | None:
+    kind = field.type
+    if field.name in ("id", "label", "group", "split"):
+        return None
+    if field.name == "uri" or field.name.endswith("_uri"):
+        return "uri"
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return "bytes"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = kind.value_type
+        if pa.types.is_floating(inner) or pa.types.is_integer(inner):
+            return "features"
+        if pa.types.is_list(inner) or pa.types.is_large_list(inner) or pa.types.is_fixed_size_list(inner):
+            return "sequence"
+    return None
+
+
+def _plain(table: pa.Table, path: str) -> pa.Table:
+    """Brings id, label, group and split to text; absent ones are null."""
+    for column in ("id", "label", "group", "split"):
+        if column not in table.column_names:
+            table = table.append_column(column, pa.nulls(len(table), pa.string()))
+            continue
+        values = table[column]
+        if pa.types.is_nested(values.type) or pa.types.is_binary(values.type):
+            raise DataError(f"{path}: column {column!r} must be text or numbers, and is {values.type}")
+        texts = values.cast(pa.string())
+        if column != "id":
+            texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+        table = table.set_column(table.schema.get_field_index(column), column, texts)
+    return table
+
+
+def _absolute(uris: list[str | None], folder: Store) -> list[str | None]:
+    def one(uri: str | None) -> str | None:
+        if not uri:
+            return None
+        if "://" in uri or uri.startswith("/"):
+            return uri
+        return folder.sub(uri).root if "?" in folder.root else f"{folder.root.rstrip('/')}/{uri}"
+
+    return [one(u) for u in uris]
+
+
+def _checked(table: pa.Table, path: str) -> pa.Table:
+    if not len(table):
+        raise DataError(f"{path} has no rows")
+    ids = table["id"]
+    empty = pc.or_kleene(pc.is_null(ids), pc.equal(pc.fill_null(ids, ""), ""))
+    if pc.any(empty).as_py():
+        row = np.flatnonzero(np.asarray(empty.to_pylist()))[0]
+        raise DataError(f"{path}: the id in row {row + 1} is empty")
+    counts = pc.value_counts(ids.combine_chunks())
+    repeated = [c["values"] for c in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()]
+    if repeated:
+        raise DataError(f"{path}: {len(repeated)} ids occur more than once: {shorten(repeated)}; ids must be unique")
+    if table["split"].null_count == len(table):
+        return table
+    names: Mapping[str, str] = _SPLIT_NAMES
+    splits = [names.get(str(s).strip().lower()) for s in table["split"].to_pylist()]
+    if None in splits:
+        row = splits.index(None)
+        raise DataError(
+            f"{path}: item {ids[row].as_py()} has split {table['split'][row].as_py()!r}; "
+            "every item needs one of train, val, test (or leave the column out)"
+        )
+    return table.set_column(table.schema.get_field_index("split"), "split", pa.array(splits, pa.string()))
+
+
+def _bare_folder(folder: Store) -> Manifest:
+    selector = pafs.FileSelector(folder.path(), recursive=True)
+    names = sorted(
+        os.path.relpath(info.path, folder.path())
+        for info in folder.filesystem.get_file_info(selector)
+        if info.type == pafs.FileType.File and os.path.splitext(info.path)[1].lower() in _MEDIA_SUFFIXES
+    )
+    if not names:
+        raise DataError(
+            f"folder {folder.root} has no manifest.csv, no manifest.parquet, no Parquet files and no media files"
+        )
+    nothing = pa.nulls(len(names), pa.string())
+    uris = pa.array(_absolute(list(names), folder), pa.string())
+    table = pa.table({"id": names, "label": nothing, "group": nothing, "split": nothing, "uri": uris})
+    return Manifest(table, (Source("uri", "uri", None),), (), (), {})

@@ -1,0 +1,2 @@
+def write_report(store, pool, sidecar):
+    return "none"
