@@ -132,7 +132,7 @@ class BalancingMethod:
             The objective's mean over the whole batch on this worker's rows, detached (a scalar; the sum over
             workers is the batch's mean).
         """
-        total = torch.zeros((), device=batches[0].labels.device)
+        losses = []
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with no_sync(ctx.module, last):
@@ -143,8 +143,8 @@ class BalancingMethod:
                 # Data-parallel training averages gradients over workers; the loss is a sum over rows divided by the
                 # whole batch's size, so the factor makes the average the whole batch's gradient.
                 (loss * ctx.world).backward()
-            total += loss.detach()
-        return total
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     def loss(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
         """Returns the objective's share of these rows: a sum over rows divided by `batch.total`.
@@ -185,8 +185,13 @@ def no_sync(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
 
 
 def row_losses(logits: Tensor, batch: Batch) -> Tensor:
-    """Returns the cross-entropy of each row, float32 [B]; 0 for filling rows."""
-    return F.cross_entropy(logits.float(), batch.labels, reduction="none") * batch.weights
+    """Returns the cross-entropy of each row [B]; 0 for filling rows."""
+    return F.cross_entropy(in_full_precision(logits), batch.labels, reduction="none") * batch.weights
+
+
+def in_full_precision(values: Tensor) -> Tensor:
+    """Returns values at least in float32, whatever the precision of the forward pass."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def fused_loss(output: Output, batch: Batch) -> Tensor:

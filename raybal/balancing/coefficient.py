@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from raybal.balancing.base import BalancingMethod, BalancingSettings, Context
+from raybal.balancing.base import BalancingMethod, BalancingSettings, Context, in_full_precision
 from raybal.data.batches import Batch
 from raybal.models.classifier import Output
 from raybal.settings import setting
@@ -103,6 +103,5 @@ class CoefficientMethod(BalancingMethod):
 
 def true_class_probability(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns softmax(logits)[label] of each row, [B], at least in float32."""
-    logits = logits.detach()
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits.softmax(1).gather(1, labels[:, None]).squeeze(1)
+    probabilities = in_full_precision(logits.detach()).softmax(1)
+    return probabilities.gather(1, labels[:, None]).squeeze(1)

@@ -34,8 +34,8 @@ from raybal.store import Store
 SPLITS = ("train", "val", "test")
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _MEDIA_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".flv")
-    + (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aac", ".png", ".jpg", ".jpeg", ".bmp", ".webp")
+    ["." + suffix for suffix in "mp4 m4v mov mkv webm avi mpg mpeg flv wav flac ogg mp3 m4a aac".split()]
+    + ["." + suffix for suffix in "png jpg jpeg bmp webp".split()]
 )
 
 SourceKind = Literal["uri", "bytes", "features", "sequence"]
@@ -172,7 +172,7 @@ def _read_one(folder: Store, name: str) -> tuple[pa.Table, tuple[Source, ...], i
     uris = [s.column for s in sources if s.kind == "uri"]
     for column in uris:
         table = table.set_column(
-            table.schema.get_field_index(column), column, pa.array(_absolute(table[column].to_pylist(), folder))
+            table.schema.get_field_index(column), column, pa.array(_absolute(table[column].to_pylist(), folder), pa.string())
         )
     return table.select(["id", "label", "group", "split", *uris]), sources, len(table)
 

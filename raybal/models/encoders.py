@@ -207,8 +207,10 @@ def build_encoder(modality: Modality, settings: EncoderSettings) -> Encoder:
     backbone = network
     if name in ("cnn", "resnet18"):
         backbone = FrameWise(network, flatten=name == "cnn")
+        # In eval mode: looking must not touch batch statistics.
         with torch.no_grad():
-            features = backbone(torch.zeros(1, *modality.shape)).shape[-1]
+            features = backbone.eval()(torch.zeros(1, *modality.shape)).shape[-1]
+        backbone.train()
     return Encoder(modality, backbone, features, settings.dim, settings.dropout)
 
 

@@ -1,0 +1,197 @@
+"""D-squared seeding: recorded sequences, its law, and independence of shards and order."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2
+
+from raybal import hashing
+from raybal.errors import RaybalError
+from raybal.querying import seeding
+from raybal.querying.seeding import FactorShard, LocalShards, d2_seeding, exact_distances, rejection_seeding
+
+
+def factors(n, classes=4, size=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(n, classes, generator=generator).softmax(1)
+    q = q - torch.nn.functional.one_hot(q.argmax(1), classes)
+    return q, torch.rand(n, size, generator=generator)
+
+
+def dense(q, h):
+    return torch.einsum("nc,nd->ncd", q.double(), h.double()).flatten(1)
+
+
+@pytest.mark.parametrize("file", ["bmmal_small", "bmmal_concat"])
+@pytest.mark.parametrize("strategy", ["bmmal", "badge"])
+def test_sequential_mode_repeats_the_authors_picks(vectors, file, strategy):
+    data = vectors(file)
+    scale = [data["scale1"], data["scale2"]] if strategy == "bmmal" else [1, 1]
+    h = torch.from_numpy(np.concatenate([data["z1"] * scale[0], data["z2"] * scale[1]], 1))
+    p = data["prob_full"]
+    q = torch.from_numpy(p - np.eye(p.shape[1])[p.argmax(1)])
+    picks = d2_seeding(q, h, int(data["K"]), uniforms=data[f"uniforms_{strategy}"])
+    assert picks.tolist() == data[f"{strategy}_sel"].tolist()
+
+
+def test_distances_equal_the_dense_embeddings():
+    q, h = factors(40)
+    q[7], h[7] = q[3], h[3]
+    d2 = exact_distances(q, h, q, h)
+    np.testing.assert_allclose(d2, torch.cdist(dense(q, h), dense(q, h)).numpy() ** 2, atol=1e-12)
+    assert d2[3, 7] == 0.0
+    assert (np.diag(d2) == 0).all()
+
+
+def test_updates_keep_the_distance_to_the_nearest_centre():
+    q, h = factors(5000)
+    shard = FactorShard(q, h, hashing.hash_ids(map(str, range(5000))))
+    shard.update(q[:3], h[:3], [0, 1, 2])
+    shard.update(q[10:40], h[10:40], range(10, 40))
+    centres = torch.cat([torch.arange(3), torch.arange(10, 40)])
+    expected = torch.cdist(dense(q, h), dense(q, h)[centres]).numpy().min(1) ** 2
+    np.testing.assert_allclose(shard.d2, expected, rtol=2e-4, atol=1e-9)
+    assert (shard.d2[centres] == 0).all()
+
+
+def probabilities_of_triples(q, h):
+    """Exact probabilities of picks 2 to 4 of sequential seeding that starts from the largest norm."""
+    d2 = exact_distances(q, h, q, h)
+    first = int(seeding.squared_norms(q, h).argmax())
+    found = {}
+    for triple in itertools.permutations([i for i in range(len(q)) if i != first], 3):
+        weight, chosen = 1.0, [first]
+        for pick in triple:
+            nearest = d2[:, chosen].min(1)
+            weight *= nearest[pick] / nearest.sum()
+            chosen.append(pick)
+        if weight > 0:
+            found[triple] = weight
+    return first, found
+
+
+def draw(q, h, runs, proposals, walk=seeding.walk):
+    counts = {}
+    original, seeding.walk = seeding.walk, walk
+    try:
+        keys = hashing.hash_ids(map(str, range(len(q))))
+        for seed in range(runs):
+            picks = rejection_seeding(LocalShards([FactorShard(q, h, keys)]), 4, seed, proposals=proposals)
+            triple = tuple(p.row for p in picks[1:])
+            counts[triple] = counts.get(triple, 0) + 1
+    finally:
+        seeding.walk = original
+    return counts
+
+
+def p_value(counts, expected, runs):
+    if set(counts) - set(expected):
+        return 0.0
+    # Rare triples together, so that every cell of the test expects at least 5.
+    cells = [(counts.get(t, 0), runs * p) for t, p in expected.items()]
+    small = [c for c in cells if c[1] < 5]
+    cells = [c for c in cells if c[1] >= 5] + ([tuple(map(sum, zip(*small, strict=True)))] if small else [])
+    statistic = sum((o - e) ** 2 / e for o, e in cells)
+    return float(chi2.sf(statistic, len(cells) - 1))
+
+
+@pytest.fixture(scope="module")
+def small_pool():
+    q, h = factors(8, seed=3)
+    q[6], h[6] = q[2], h[2]
+    return q, h
+
+
+def test_rejection_has_the_law_of_sequential_seeding(small_pool):
+    """The joint distribution of three picks on a pool with an exact duplicate, against exact probabilities."""
+    runs = 4000
+    _, expected = probabilities_of_triples(*small_pool)
+    assert p_value(draw(*small_pool, runs, proposals=16), expected, runs) > 1e-3
+
+
+def test_the_law_test_notices_repeats_dropped_before_the_walk(small_pool):
+    def biased(keys, d2_start, accept, distances, wanted):
+        _, first = np.unique(keys, return_index=True)
+        kept = np.sort(first)
+        found = seeding_walk(keys[kept], d2_start[kept], accept[kept], distances[np.ix_(kept, kept)], wanted)
+        return [(int(kept[i]), d2) for i, d2 in found]
+
+    seeding_walk = seeding.walk
+    runs = 4000
+    _, expected = probabilities_of_triples(*small_pool)
+    assert p_value(draw(*small_pool, runs, proposals=16, walk=biased), expected, runs) < 1e-6
+
+
+def picks_over(q, h, ids, parts, size, seed=1, proposals=32, labelled=None):
+    shards = [FactorShard(q[rows], h[rows], hashing.hash_ids([ids[r] for r in rows])) for rows in parts]
+    picks = rejection_seeding(LocalShards(shards), size, seed, proposals=proposals, labelled=labelled)
+    return [ids[parts[p.shard][p.row]] for p in picks]
+
+
+@pytest.mark.parametrize("count", [2, 7, 16])
+def test_shards_and_order_change_nothing(count):
+    q, h = factors(700, classes=5, size=24)
+    # Exact duplicates in different shards.
+    q[500:520], h[500:520] = q[:20], h[:20]
+    ids = [f"clip-{i}" for i in range(700)]
+    whole = picks_over(q, h, ids, [np.arange(700)], 60)
+    order = np.random.default_rng(count).permutation(700)
+    assert picks_over(q, h, ids, np.array_split(order, count), 60) == whole
+    assert len(set(whole)) == 60
+
+
+def test_labelled_centres_count_from_the_start():
+    q, h = factors(300)
+    ids = [str(i) for i in range(300)]
+    labelled = (q[:50], h[:50])
+    picks = picks_over(q, h, ids, [np.arange(300)], 40, labelled=labelled)
+    assert not set(picks) & set(ids[:50])
+    assert picks == picks_over(q, h, ids, np.array_split(np.arange(300), 3), 40, labelled=labelled)
+
+
+def test_the_objective_equals_sequential_seedings():
+    q, h = factors(3000, classes=6, size=16)
+    generator = np.random.default_rng(0)
+
+    def objective(picks):
+        return exact_distances(q, h, q[picks], h[picks]).min(1).sum()
+
+    rejection = [objective(d2_seeding(q, h, 50, seed=s)) for s in range(12)]
+    sequential = [objective(d2_seeding(q, h, 50, uniforms=generator.random(200))) for _ in range(12)]
+    difference = np.mean(rejection) - np.mean(sequential)
+    assert abs(difference) < 4 * np.sqrt((np.var(rejection) + np.var(sequential)) / 12)
+
+
+def test_when_all_mass_is_gone_the_rest_follows_at_random():
+    q, h = factors(3)
+    q, h = q.repeat(10, 1), h.repeat(10, 1)
+    picks = d2_seeding(q, h, 12, seed=0)
+    assert len(set(picks.tolist())) == 12
+    assert {p % 3 for p in picks[:3].tolist()} == {0, 1, 2}
+    assert d2_seeding(q, h, 12, seed=0).tolist() == picks.tolist()
+    assert d2_seeding(q, h, 12, seed=5).tolist()[3:] != picks.tolist()[3:]
+    assert sorted(d2_seeding(q, h, 100, seed=0).tolist()) == list(range(30))
+    assert sorted(d2_seeding(q, h, 30, uniforms=np.random.default_rng(0).random(200)).tolist()) == list(range(30))
+
+
+def test_all_zero_embeddings_are_chosen_too():
+    assert sorted(d2_seeding(torch.zeros(5, 3), torch.ones(5, 2), 5, seed=0).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_bad_input_is_named():
+    q, h = factors(5)
+    with pytest.raises(RaybalError, match="either a seed or uniforms"):
+        d2_seeding(q, h, 2)
+    with pytest.raises(RaybalError, match="fewer|more than the 1 uniforms"):
+        d2_seeding(q, h, 4, uniforms=np.array([0.5]))
+    h[3, 0] = float("nan")
+    with pytest.raises(RaybalError, match="row 3"):
+        d2_seeding(q, h, 2, seed=0)
+
+
+def test_nothing_asked_or_nothing_there():
+    q, h = factors(5)
+    assert len(d2_seeding(q, h, 0, seed=0)) == 0
+    assert len(d2_seeding(q[:0], h[:0], 3, seed=0)) == 0

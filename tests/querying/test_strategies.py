@@ -1,0 +1,148 @@
+"""What every strategy must do, on scored candidates."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from scipy.stats import entropy as scipy_entropy
+from toy import make_classifier, make_items
+
+from raybal import hashing
+from raybal.analysis.contribution import contributions, shapley_values
+from raybal.balancing.base import Predictor
+from raybal.errors import RaybalError
+from raybal.querying.base import STRATEGIES, Holder, LocalCandidates, Request, Scored
+from raybal.querying.entropy import entropy
+from raybal.querying.explain import describe_items, summarise_pool
+
+ITEMS = make_items(120)
+# Exact duplicates under other names.
+for array in ITEMS.inputs.values():
+    array[100:110] = array[:10]
+
+
+def scored_columns(strategy):
+    predictor = Predictor(make_classifier().eval())
+    with torch.no_grad():
+        present = torch.from_numpy(ITEMS.present)
+        output = predictor.encode({m: torch.from_numpy(a) for m, a in ITEMS.inputs.items()}, present)
+        phi, probabilities = shapley_values(lambda mask: predictor.logits(output.fusion_inputs, mask), present)
+        predicted = probabilities.argmax(1)
+        scored = Scored(output, probabilities, predicted, contributions(phi, predicted))
+        columns = {
+            "predicted": predicted.int(),
+            "confidence": probabilities.amax(1),
+            "contribution": scored.contributions,
+            **strategy.columns(predictor, scored),
+        }
+    return {name: column.numpy() for name, column in columns.items()}
+
+
+def make_strategy(name, size=20):
+    strategy = STRATEGIES.get(name)
+    return strategy(strategy.Settings(strategy=name, size=size))
+
+
+def candidates(columns, parts):
+    return LocalCandidates(
+        [
+            Holder(
+                [ITEMS.ids[r] for r in rows],
+                hashing.hash_ids([ITEMS.ids[r] for r in rows]),
+                {name: values[rows] for name, values in columns.items()},
+            )
+            for rows in parts
+        ]
+    )
+
+
+@pytest.mark.parametrize("name", STRATEGIES.names())
+class TestEveryStrategy:
+    def test_chooses_the_number_asked_for(self, name):
+        strategy = make_strategy(name)
+        columns = scored_columns(strategy)
+        query = strategy.select(candidates(columns, [np.arange(120)]), Request(20, seed=4))
+        assert len(set(query.ids)) == 20 == len(query.score) == len(query.reason)
+        assert set(query.ids) <= set(ITEMS.ids)
+        assert np.isfinite(query.score).all()
+        assert all(query.reason)
+
+    def test_takes_all_when_more_is_asked_than_left(self, name):
+        strategy = make_strategy(name)
+        query = strategy.select(candidates(scored_columns(strategy), [np.arange(120)]), Request(500, seed=4))
+        assert sorted(query.ids) == ITEMS.ids
+
+    @pytest.mark.parametrize("shards", [1, 2, 7])
+    def test_does_not_depend_on_shards_or_order(self, name, shards):
+        strategy = make_strategy(name)
+        columns = scored_columns(strategy)
+        whole = strategy.select(candidates(columns, [np.arange(120)]), Request(20, seed=4))
+        order = np.random.default_rng(shards).permutation(120)
+        parts = strategy.select(candidates(columns, np.array_split(order, shards)), Request(20, seed=4))
+        assert parts.ids == whole.ids
+        np.testing.assert_allclose(parts.score, whole.score, rtol=1e-6)
+
+    def test_an_empty_shard_is_harmless(self, name):
+        strategy = make_strategy(name)
+        columns = scored_columns(strategy)
+        whole = strategy.select(candidates(columns, [np.arange(120)]), Request(20, seed=4))
+        parts = [np.arange(0), np.arange(120)]
+        assert strategy.select(candidates(columns, parts), Request(20, seed=4)).ids == whole.ids
+
+
+@pytest.mark.parametrize("name", ["random", "badge", "bmmal"])
+def test_the_seed_decides(name):
+    strategy = make_strategy(name)
+    columns = scored_columns(strategy)
+    queries = [strategy.select(candidates(columns, [np.arange(120)]), Request(20, seed=s)).ids for s in (1, 1, 2)]
+    assert queries[0] == queries[1] != queries[2]
+
+
+def test_entropy_and_margin_choose_the_least_certain():
+    probabilities = torch.tensor([[0.98, 0.01, 0.01], [1.0, 0.0, 0.0], [0.34, 0.33, 0.33], [0.5, 0.5, 0.0]])
+    np.testing.assert_allclose(entropy(probabilities), scipy_entropy(probabilities.numpy(), axis=1), rtol=1e-6)
+    for name, expected in (("entropy", [2, 3, 0, 1]), ("margin", [3, 2, 0, 1])):
+        strategy = make_strategy(name)
+        scored = Scored(None, probabilities, probabilities.argmax(1), None)
+        columns = {k: v.numpy() for k, v in strategy.columns(None, scored).items()}
+        holder = Holder(list("abcd"), hashing.hash_ids("abcd"), columns)
+        assert strategy.select(LocalCandidates([holder]), Request(4, 0)).ids == ["abcd"[i] for i in expected]
+
+
+@pytest.mark.parametrize("name", ["entropy", "margin", "badge", "bmmal"])
+def test_scores_that_are_not_numbers_name_the_item(name):
+    strategy = make_strategy(name)
+    columns = scored_columns(strategy)
+    spoilt = next(k for k in columns if k not in ("predicted", "confidence", "contribution"))
+    columns[spoilt] = columns[spoilt].copy()
+    columns[spoilt][17] = np.nan
+    with pytest.raises(RaybalError, match=ITEMS.ids[17]):
+        strategy.select(candidates(columns, [np.arange(120)]), Request(5, 0))
+
+
+def test_random_is_uniform_over_seeds():
+    strategy = make_strategy("random")
+    held = candidates({}, [np.arange(120)])
+    counts = np.zeros(120)
+    for seed in range(2000):
+        for i in strategy.select(held, Request(12, seed)).ids:
+            counts[int(i.split("-")[1])] += 1
+    # Each is chosen 200 times; five standard deviations.
+    assert abs(counts - 200).max() < 5 * np.sqrt(200 * 0.9)
+
+
+def test_descriptions_and_totals_do_not_depend_on_shards():
+    strategy = make_strategy("random")
+    columns = scored_columns(strategy)
+    one, many = (candidates(columns, np.array_split(np.arange(120), k)) for k in (1, 5))
+    ids = ["item-005", "item-119"]
+    assert describe_items(one, ids) == describe_items(many, ids)
+    whole, parts = summarise_pool(one), summarise_pool(many)
+    assert whole["candidates"] == parts["candidates"] == 120
+    np.testing.assert_allclose(whole["contribution"], columns["contribution"].mean(0), rtol=1e-6)
+    np.testing.assert_allclose(whole["contribution"], parts["contribution"])
+    assert whole["predicted"] == parts["predicted"]
+    assert sum(whole["predicted"].values()) == 120
+    assert pa.array(whole["dominated"]).to_pylist() == pytest.approx(
+        [(columns["contribution"].argmax(1) == k).mean() for k in (0, 1)]
+    )

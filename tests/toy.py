@@ -1,0 +1,88 @@
+"""Small things that many tests build on: items, modalities, a classifier, a training context."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from raybal.balancing.base import METHODS, BalancingMethod, Context
+from raybal.data.batches import Batch, Items
+from raybal.data.schema import Modality
+from raybal.models.classifier import Classifier, ModelSettings, build_classifier
+from raybal.models.encoders import EncoderSettings
+from raybal.predictor import PredictorSpec
+
+AUDIO = Modality("audio", "audio", (1, 16, 12), "float32", (-1.0,), (2.0,))
+VIDEO = Modality("video", "video", (3, 1, 16, 16), "uint8", (120.0,), (40.0,))
+OMICS = tuple(Modality(name, "features", (6,), "float32", (0.0,) * 6, (1.0,) * 6) for name in ("a", "b", "c"))
+
+
+def make_items(
+    count: int, modalities: tuple[Modality, ...] = (AUDIO, VIDEO), classes: int = 3, seed: int = 0, missing: float = 0.0
+) -> Items:
+    """Random items whose classes can be learnt from the mean of each modality; some modalities missing."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, classes, count)
+    present = np.ones((count, len(modalities)), bool)
+    present[generator.random(count) < missing, 0] = False
+    inputs = {}
+    for k, m in enumerate(modalities):
+        noise = generator.normal(size=(count, *m.shape)) + labels.reshape(-1, *[1] * len(m.shape))
+        values = np.clip(noise * 30 + 100, 0, 255) if m.dtype == "uint8" else noise
+        inputs[m.name] = (values * present[:, k].reshape(-1, *[1] * len(m.shape))).astype(m.dtype)
+    return Items([f"item-{i:03d}" for i in range(count)], inputs, present, labels.astype(np.int64))
+
+
+def make_classifier(
+    modalities: tuple[Modality, ...] = (AUDIO, VIDEO), classes: int = 3, fusion: str = "concat", **encoder: Any
+) -> Classifier:
+    settings = ModelSettings(fusion=fusion, encoder=EncoderSettings(**{"dim": 8, "width": 4, **encoder}))  # type: ignore[arg-type]
+    return build_classifier(modalities, classes, settings, seed=1)
+
+
+def make_method(
+    name: str, modalities: tuple[str, ...] = ("audio", "video"), classes: int = 3, **options: Any
+) -> BalancingMethod:
+    method = METHODS.get(name)
+    return method(method.Settings(method=name, **options), modalities, classes)
+
+
+def make_spec(
+    method: str, modalities: tuple[Modality, ...] = (AUDIO, VIDEO), classes: int = 3, **options: Any
+) -> PredictorSpec:
+    return PredictorSpec(
+        modalities=modalities,
+        classes=tuple(str(k) for k in range(classes)),
+        model=ModelSettings(encoder=EncoderSettings(dim=8, width=4)),
+        balancing=METHODS.get(method).Settings(method=method, **options),
+        seed=1,
+    )
+
+
+def make_context(classifier: Classifier, optimizer: torch.optim.Optimizer | None = None, steps: int = 10) -> Context:
+    return Context(
+        classifier=classifier,
+        module=classifier,
+        optimizer=optimizer or torch.optim.SGD(classifier.parameters(), lr=0.1),
+        groups=classifier.parameter_groups(),
+        seed=3,
+        rank=0,
+        world=1,
+        all_reduce=lambda value: lambda: value,
+        autocast=contextlib.nullcontext,
+        steps=steps,
+    )
+
+
+def gradients(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+
+def whole_batch(items: Items) -> Batch:
+    from raybal.data.batches import gather
+
+    return gather(items, np.arange(len(items)), torch.device("cpu"))

@@ -1,0 +1,158 @@
+"""A whole training run: resume, keeping the best, and several workers."""
+
+import socket
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from toy import make_items, make_spec
+
+from raybal.balancing.base import METHODS
+from raybal.store import Store
+from raybal.training.checkpoint import Checkpoints
+from raybal.training.communication import Alone, Distributed
+from raybal.training.fit import Run, fit
+from raybal.training.settings import TrainSettings
+
+
+def make_run(folder, method="mlb", workers=None, train=None, validation=None, **settings):
+    classifier, balancing = make_spec(method).build()
+    return Run(
+        classifier=classifier,
+        method=balancing,
+        train=train or make_items(40),
+        validation=validation,
+        settings=TrainSettings(**{"epochs": 4, "batch_size": 16, "device": "cpu", **settings}),
+        seed=7,
+        checkpoints=Checkpoints(Store(str(folder)), "train"),
+        device=torch.device("cpu"),
+        workers=workers or Alone(),
+    )
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, method, optimizer):
+    options = {"validation": make_items(15, seed=9), "optimizer": optimizer, "schedule": "cosine", "warmup_epochs": 1}
+    undisturbed = make_run(tmp_path / "a", method, **options)
+    whole = fit(undisturbed)
+
+    def kill(record):
+        if record["epoch"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(make_run(tmp_path / "b", method, **options), kill)
+    seen = []
+    resumed = make_run(tmp_path / "b", method, **options)
+    result = fit(resumed, lambda record: seen.append(record["epoch"]))
+    assert seen == [3, 4]
+    for key, value in undisturbed.classifier.state_dict().items():
+        assert torch.equal(value, resumed.classifier.state_dict()[key]), key
+    drop = ("seconds",)
+    for one, other in zip(whole["history"], result["history"], strict=True):
+        assert {k: v for k, v in one.items() if k not in drop} == {k: v for k, v in other.items() if k not in drop}
+    assert whole["epoch"] == result["epoch"]
+    last = [Checkpoints(Store(str(tmp_path / x)), "train").read("epoch", 4)[0] for x in "ab"]
+    assert last[0].keys() == last[1].keys()
+    assert all(torch.equal(last[0][k], last[1][k]) for k in last[0])
+
+
+def test_dropout_repeats_after_a_resume(tmp_path):
+    def run(name, stop_at=None):
+        prepared = make_run(tmp_path / name)
+        for encoder in prepared.classifier.encoders.values():
+            encoder.dropout.p = 0.5
+
+        def kill(record):
+            if record["epoch"] == stop_at:
+                raise Killed
+
+        fit(prepared, kill)
+        return prepared.classifier.state_dict()
+
+    whole = run("a")
+    with pytest.raises(Killed):
+        run("b", stop_at=1)
+    torch.manual_seed(123)  # whatever happened in between
+    resumed = run("b")
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_training_learns_and_keeps_the_best_epoch(tmp_path):
+    validation = make_items(40, seed=9)
+    run = make_run(tmp_path, validation=validation, train=make_items(80), epochs=8, learning_rate=0.01)
+    result = fit(run)
+    accuracies = [r["validation"]["fused"]["accuracy"] for r in result["history"]]
+    losses = [r["validation"]["fused"]["nll"] for r in result["history"]]
+    best = max(range(8), key=lambda e: (accuracies[e], -losses[e]))
+    assert accuracies[best] > 0.8
+    assert result["epoch"] == best + 1
+    assert run.checkpoints.epochs("best") == [best + 1]
+    assert run.checkpoints.epochs("epoch") == [8]
+
+
+def test_early_stopping_counts_epochs_without_a_better_result(tmp_path):
+    # A learning rate of almost nothing: the first epoch stays the best.
+    run = make_run(tmp_path, validation=make_items(10, seed=9), epochs=9, patience=2, learning_rate=1e-12)
+    result = fit(run)
+    best = result["epoch"]
+    assert len(result["history"]) == best + 2 < 9
+    assert (
+        len(
+            fit(make_run(tmp_path, validation=make_items(10, seed=9), epochs=9, patience=2, learning_rate=1e-12))[
+                "history"
+            ]
+        )
+        == best + 2
+    )
+
+
+def test_without_validation_the_last_epoch_is_used(tmp_path):
+    assert fit(make_run(tmp_path))["epoch"] == 4
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _work(rank, world, port, folder, method, options):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    run = make_run(folder, method, Distributed(), validation=make_items(15, seed=9), **options)
+    result = fit(run)
+    state = run.classifier.state_dict()
+    torch.save((result["history"], state), f"{folder}/rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("method", ["mlb", "ogm"])
+def test_two_workers_equal_one_at_the_same_batch(tmp_path, method):
+    """20 steps: the same coefficients, and the same weights to 1e-5."""
+    options = {"epochs": 5, "batch_size": 12, "optimizer": "sgd", "learning_rate": 0.05, "clip_norm": 1.0}
+    alone = make_run(tmp_path / "alone", method, validation=make_items(15, seed=9), **options)
+    expected = fit(alone)
+    assert 20 == 5 * np.ceil(40 / 12)
+    mp.spawn(_work, (2, _free_port(), str(_made(tmp_path / "two")), method, options), nprocs=2)
+    ranks = [torch.load(tmp_path / "two" / f"rank-{r}.pt", weights_only=False) for r in (0, 1)]
+    for key, value in alone.classifier.state_dict().items():
+        assert torch.equal(ranks[0][1][key], ranks[1][1][key]), f"the replicas differ in {key}"
+        torch.testing.assert_close(ranks[0][1][key], value, rtol=0, atol=1e-5, msg=key)
+    for one, two in zip(expected["history"], ranks[0][0], strict=True):
+        assert one["coefficient"] == pytest.approx(two["coefficient"], rel=1e-4)
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+        assert one["validation"]["items"] == two["validation"]["items"] == 15
+        assert one["validation"]["fused"]["accuracy"] == two["validation"]["fused"]["accuracy"]
+
+
+def _made(folder):
+    folder.mkdir()
+    return folder
