@@ -52,6 +52,7 @@ class Lease:
         self._write(released=False)
         if (_read(self.store) or {}).get("owner") != _owner():
             raise _in_use(self.store, _read(self.store) or {})
+        self.store.sweep()
         self._thread = threading.Thread(target=self._renew, name="raybal-lease", daemon=True)
         self._thread.start()
         return self

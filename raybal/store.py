@@ -113,6 +113,16 @@ class Store:
         with _errors("clear", self.path(folder)), contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_dir(self.path(folder))
 
+    def sweep(self) -> None:
+        """Deletes the temporary files that a killed writer left behind in a local folder."""
+        if not self.is_local:
+            return
+        for folder, _, names in os.walk(self.path()):
+            for name in names:
+                if name.startswith(TEMPORARY):
+                    with contextlib.suppress(OSError):
+                        os.unlink(os.path.join(folder, name))
+
     def read_yaml(self, name: str) -> Any:
         """Returns the content of a YAML file."""
         try:

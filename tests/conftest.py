@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +31,39 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("RAYBAL_DATA names no folder of real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """One local Ray cluster for all tests."""
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    ray.init(
+        "local",
+        num_cpus=4,
+        object_store_memory=200 * 2**20,
+        include_dashboard=True,
+        dashboard_port=port,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def feature_pool(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared pool of 600 items of features in 10 shards."""
+    import pyarrow.parquet as pq
+    from ray_tools import feature_table
+
+    from raybal.data.prepare import PrepareConfig, prepare
+
+    folder = tmp_path_factory.mktemp("features")
+    pq.write_table(feature_table(600), folder / "input.parquet")
+    prepare(PrepareConfig(input=str(folder / "input.parquet"), output=str(folder / "pool")))
+    return folder / "pool"
