@@ -30,7 +30,7 @@ def tensor_column(values: NDArray, present: NDArray[np.bool_] | None = None) -> 
         values: n tensors; rows that are not present must still be there, as zeros.
         present: bool [n]; False rows become nulls.
     """
-    values = np.ascontiguousarray(values)
+    values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
     size = int(np.prod(values.shape[1:], dtype=np.int64)) * values.dtype.itemsize
     validity = None
     if present is not None and not present.all():

@@ -82,8 +82,7 @@ def read_yaml(file: str) -> dict[str, Any]:
     Raises:
         ConfigError: it does not hold keys and values.
     """
-    folder, _, name = file.rpartition("/")
-    content = Store(folder or ".").read_yaml(name)
+    content = Store(file).read_yaml("")
     if content is None:
         return {}
     if not isinstance(content, dict):

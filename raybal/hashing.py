@@ -51,7 +51,8 @@ def mix(hashes: UInt64, *keys: int | NDArray[np.int64]) -> UInt64:
 
 def uniform(hashes: UInt64) -> NDArray[np.float64]:
     """Returns one number in the open interval (0, 1) per hash, with 53 random bits."""
-    return ((hashes >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    # The largest would round up to 1.
+    return np.minimum(((hashes >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53, 1 - 2.0**-53)
 
 
 def order(ids: Iterable[str], *keys: int) -> NDArray[np.int64]:

@@ -128,6 +128,9 @@ class Loop:
         """
         try:
             self._collect()
+            if self.config.train.num_workers == 0:
+                # The actors start while the first round trains.
+                _ = self.scorers
             number = 0
             while True:
                 current = Round(self.store, number)
@@ -448,8 +451,7 @@ def run_loop(config: LoopConfig) -> None:
             loop.run()
         except WaitingForLabels as waiting:
             log.info("%s", waiting)
-        finally:
-            report = write_report(store, loop.pool, loop.sidecar)
+        report = write_report(store, loop.pool, loop.sidecar)
     log.info("store:  %s", store.root)
     log.info("report: %s", report)
 

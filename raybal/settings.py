@@ -142,7 +142,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             return None
         (hint,) = (a for a in args if a is not types.NoneType)
         return _convert(hint, value, key)
-    if origin is Literal or hint is Any:
+    if hint is Any or (origin is Literal and value is not None):
         return value  # a choice is checked on construction
     if dataclasses.is_dataclass(hint):
         return from_plain(typing.cast(type, hint), value, key)

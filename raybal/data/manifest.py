@@ -33,10 +33,9 @@ from raybal.store import Store
 
 SPLITS = ("train", "val", "test")
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_MEDIA_SUFFIXES = frozenset(
-    ["." + suffix for suffix in "mp4 m4v mov mkv webm avi mpg mpeg flv wav flac ogg mp3 m4a aac".split()]
-    + ["." + suffix for suffix in "png jpg jpeg bmp webp".split()]
-)
+_CLIPS = "mp4 m4v mov mkv webm avi mpg mpeg flv wav flac ogg mp3 m4a aac"
+_IMAGES = "png jpg jpeg bmp webp"
+_MEDIA_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_CLIPS} {_IMAGES}".split())
 
 SourceKind = Literal["uri", "bytes", "features", "sequence"]
 
@@ -171,9 +170,8 @@ def _read_one(folder: Store, name: str) -> tuple[pa.Table, tuple[Source, ...], i
     table = _plain(table, path)
     uris = [s.column for s in sources if s.kind == "uri"]
     for column in uris:
-        table = table.set_column(
-            table.schema.get_field_index(column), column, pa.array(_absolute(table[column].to_pylist(), folder), pa.string())
-        )
+        absolute = pa.array(_absolute(table[column].to_pylist(), folder), pa.string())
+        table = table.set_column(table.schema.get_field_index(column), column, absolute)
     return table.select(["id", "label", "group", "split", *uris]), sources, len(table)
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -15,22 +17,26 @@ def rows(items, **options):
     ]
 
 
+def joined(lists):
+    return list(itertools.chain.from_iterable(lists))
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_any_number_of_workers_sees_the_same_batches(world, accumulate):
     items = make_items(50)
-    alone = [sum(step, []) for step in rows(items, batch_size=16, epoch=2)]
+    alone = [joined(step) for step in rows(items, batch_size=16, epoch=2)]
     together = [
         rows(items, batch_size=16, epoch=2, rank=rank, world=world, accumulate=accumulate) for rank in range(world)
     ]
     assert [len(t) for t in together] == [4] * world
     for t in range(4):
-        assert sum((sum(worker[t], []) for worker in together), []) == alone[t]
+        assert joined(joined(worker[t]) for worker in together) == alone[t]
 
 
 def test_an_epoch_visits_every_row_once_in_an_order_of_its_own():
     items = make_items(50)
-    epochs = [sum((sum(step, []) for step in rows(items, batch_size=16, epoch=e)), []) for e in (0, 1)]
+    epochs = [joined(joined(step) for step in rows(items, batch_size=16, epoch=e)) for e in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(items.ids)
     assert epochs[0] != epochs[1]
     assert steps_per_epoch(50, 16) == 4

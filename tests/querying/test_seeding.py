@@ -184,7 +184,7 @@ def test_bad_input_is_named():
     q, h = factors(5)
     with pytest.raises(RaybalError, match="either a seed or uniforms"):
         d2_seeding(q, h, 2)
-    with pytest.raises(RaybalError, match="fewer|more than the 1 uniforms"):
+    with pytest.raises(RaybalError, match="more than the 1 uniforms"):
         d2_seeding(q, h, 4, uniforms=np.array([0.5]))
     h[3, 0] = float("nan")
     with pytest.raises(RaybalError, match="row 3"):

@@ -32,7 +32,7 @@ def make_run(folder, method="mlb", workers=None, train=None, validation=None, **
     )
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -45,9 +45,9 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, method, optimizer):
 
     def kill(record):
         if record["epoch"] == 2:
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit(make_run(tmp_path / "b", method, **options), kill)
     seen = []
     resumed = make_run(tmp_path / "b", method, **options)
@@ -72,13 +72,13 @@ def test_dropout_repeats_after_a_resume(tmp_path):
 
         def kill(record):
             if record["epoch"] == stop_at:
-                raise Killed
+                raise KilledError
 
         fit(prepared, kill)
         return prepared.classifier.state_dict()
 
     whole = run("a")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run("b", stop_at=1)
     torch.manual_seed(123)  # whatever happened in between
     resumed = run("b")
@@ -140,7 +140,7 @@ def test_two_workers_equal_one_at_the_same_batch(tmp_path, method):
     options = {"epochs": 5, "batch_size": 12, "optimizer": "sgd", "learning_rate": 0.05, "clip_norm": 1.0}
     alone = make_run(tmp_path / "alone", method, validation=make_items(15, seed=9), **options)
     expected = fit(alone)
-    assert 20 == 5 * np.ceil(40 / 12)
+    assert 5 * np.ceil(40 / 12) == 20
     mp.spawn(_work, (2, _free_port(), str(_made(tmp_path / "two")), method, options), nprocs=2)
     ranks = [torch.load(tmp_path / "two" / f"rank-{r}.pt", weights_only=False) for r in (0, 1)]
     for key, value in alone.classifier.state_dict().items():

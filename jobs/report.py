@@ -1,0 +1,30 @@
+"""Writes the report of a store as it stands, also while its driver is at work: python jobs/report.py --store STORE"""
+
+from dataclasses import dataclass
+
+from raybal.config import parse
+from raybal.data.pool import Pool, Sidecar
+from raybal.errors import StoreError
+from raybal.job import run_job
+from raybal.report.page import write_report
+from raybal.settings import Settings, setting
+from raybal.store import Store
+
+
+@dataclass(frozen=True)
+class ReportConfig(Settings):
+    """Writes the report of a store as it stands, also while its driver is at work."""
+
+    store: str = setting(help="folder or URI of the experiment")
+
+
+def main() -> None:
+    store = Store(parse(ReportConfig).store)
+    if not store.exists("experiment.yaml"):
+        raise StoreError(f"{store.root} is not a store: it has no experiment.yaml")
+    pool = store.read_yaml("experiment.yaml")["settings"]["pool"]
+    print(f"report: {write_report(store, Pool(pool), Sidecar(pool))}")
+
+
+if __name__ == "__main__":
+    run_job(main)
