@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +56,7 @@ class Chunk:
         name: of the shard, a hash of the ids and the preprocessing.
         ids: in order.
         uris: {column: uri or None of each item}.
-        file: Parquet file that holds the media columns, if any.
+        file: Parquet file that holds the media columns, if any, and its size and time.
         rows: rows of the items in that file.
         train: whether each item is in the training split, whose statistics models standardise with.
     """
@@ -65,6 +65,7 @@ class Chunk:
     ids: tuple[str, ...]
     uris: Mapping[str, tuple[str | None, ...]]
     file: str | None
+    file_fingerprint: str
     rows: tuple[int, ...]
     train: tuple[bool, ...]
 
@@ -77,7 +78,7 @@ class Converted:
         ids: of the items prepared, in the order of the shard's rows.
         present: bool [n, M].
         fingerprints: size and time of each item's files.
-        bad: (id, uri, modality, reason) of the items that could not be.
+        bad: (id, uri, modality, reason, fingerprint) of the items that could not be.
         sums: {m: ([count], sums, sums of squares)} over the training items, per channel or dimension, float64.
     """
 
@@ -108,16 +109,17 @@ def convert(
         uris = [chunk.uris[s.column][row] or "" for s in sources if s.kind == "uri"]
         uri = uris[0] if uris else f"{chunk.file}#{chunk.rows[row]}"
         try:
-            values, fingerprint = _item({s: cells[s.column][row] for s in sources}, by_name, settings)
+            values, prints = _item({s: cells[s.column][row] for s in sources}, by_name, settings)
         except ItemError as error:
             modality, where, reason = error.args
-            result.bad.append((item, where or uri, modality, reason))
+            now = " ".join(fingerprints([u for u in uris if u])) if uris else chunk.file_fingerprint
+            result.bad.append((item, where or uri, modality, reason, now))
             continue
         for m in modalities:
             arrays[m.name].append(values.get(m.name))
         result.ids.append(item)
         result.present.append([values.get(m.name) is not None for m in modalities])
-        result.fingerprints[item] = fingerprint
+        result.fingerprints[item] = prints
     train = dict(zip(chunk.ids, chunk.train, strict=True))
     counts = np.array([train[i] for i in result.ids], bool)
     fields, columns = [pa.field("id", pa.string())], [pa.array(result.ids, pa.string())]
@@ -161,8 +163,8 @@ def _item(
             if cell is None:
                 continue
             if source.kind == "uri":
-                cell, fingerprint = read_media(cell)
-                fingerprints.append(fingerprint)
+                cell, found = read_media(cell)
+                fingerprints.append(found)
             if source.kind in ("features", "sequence"):
                 values[name] = _numbers(cell, modalities[name], settings)
             elif source.modality is None:
@@ -229,10 +231,20 @@ def read_media(uri: str) -> tuple[bytes, str]:
         raise MediaError(f"cannot be read: {error}") from error
 
 
-def fingerprint(uri: str) -> str:
-    """Returns size and modification time of a file, to see whether it changed; empty if it is not there."""
-    filesystem, path = filesystem_of(uri)
-    return _fingerprint(filesystem.get_file_info(path))
+def fingerprints(uris: Sequence[str]) -> list[str]:
+    """Returns size and modification time of files, to see whether they changed; empty for one that is not there.
+
+    Files of one file system are looked up together: a bucket answers thousands at a time.
+    """
+    found: dict[str, str] = {}
+    by_filesystem: dict[int, tuple[pafs.FileSystem, dict[str, str]]] = {}
+    for uri in uris:
+        filesystem, path = filesystem_of(uri)
+        by_filesystem.setdefault(id(filesystem), (filesystem, {}))[1][path] = uri
+    for filesystem, paths in by_filesystem.values():
+        for info in filesystem.get_file_info(list(paths)):
+            found[paths[info.path]] = _fingerprint(info)
+    return [found[uri] for uri in uris]
 
 
 def _fingerprint(info: pafs.FileInfo) -> str:
@@ -242,7 +254,7 @@ def _fingerprint(info: pafs.FileInfo) -> str:
 def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
     """Returns (filesystem, path) of a local path or URI; a bucket is connected to once."""
     if "://" not in uri:
-        return pafs.LocalFileSystem(), uri
+        return _filesystem("/"), uri
     head, mark, options = uri.partition("?")
     scheme, _, rest = head.partition("://")
     bucket = rest.split("/", 1)[0]

@@ -83,8 +83,8 @@ def recipe(index: int, label: int, seed: int) -> Recipe:
         id=item,
         label=label,
         voice=str(draw.choice(list(VOICES))),
-        speed=int(draw.integers(150, 200)),
-        pitch=int(draw.integers(35, 66)),
+        speed=int(draw.integers(155, 196)),
+        pitch=int(draw.integers(40, 61)),
         speech_to_noise=float(draw.uniform(22, 36) if draw.uniform() < HEARD else draw.uniform(-12, 6)),
         visibility=float(draw.uniform(0.82, 1) if draw.uniform() < SEEN else draw.uniform(0.25, 0.55)),
         noise_seed=int(draw.integers(2**62)),
@@ -287,7 +287,7 @@ def mix_sound(r: Recipe, word: NDArray[np.int16], draw: np.random.Generator) -> 
     noise = np.fft.irfft(spectrum, SAMPLES)
     noise *= np.sqrt(np.mean(spoken**2) / np.mean(noise**2)) * 10 ** (-r.speech_to_noise / 20)
     mixed = sound + noise
-    loudness = 10 ** draw.uniform(-0.5, 0)
+    loudness = 10 ** draw.uniform(-0.2, 0)
     return np.rint(mixed / np.abs(mixed).max() * loudness * 32000).astype(np.int16)
 
 
@@ -302,7 +302,7 @@ def write_clip(path: Path, frames: NDArray[np.uint8], sound: NDArray[np.int16]) 
         video.height, video.width = frames.shape[1:]
         video.pix_fmt = "yuv420p"
         audio: Any = file.add_stream(
-            "aac", rate=SOUND_RATE, layout="mono", bit_rate=64_000, options={"aac_coder": "fast", "aac_pns": "0"}
+            "aac", rate=SOUND_RATE, layout="mono", bit_rate=48_000, options={"aac_coder": "fast", "aac_pns": "0"}
         )
         video.codec_context.thread_count = audio.codec_context.thread_count = 1
         to_yuv = VideoReformatter()

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from raybal import hashing
-from raybal.data.convert import Chunk, Converted, Preprocessing, convert, fingerprint
+from raybal.data.convert import Chunk, Converted, Preprocessing, convert, fingerprints
 from raybal.data.demo import make_demo
 from raybal.data.manifest import SPLITS, Manifest, Source, read_manifest
 from raybal.data.probe import find_modalities
@@ -82,8 +82,7 @@ def prepare(config: PrepareConfig) -> PoolInfo:
     started = time.monotonic()
     manifest, store = read_manifest(config.input), Store(config.output)
     old = PoolInfo.read(store) if store.exists("pool.yaml") else None
-    known = _known(store) if old else {}
-    todo = _new_rows(manifest, known)
+    todo = _new_rows(manifest, store)
     if old is not None and not len(todo):
         _check_same(config, old)
         log.info("%s is up to date: %d items, nothing to do", config.output, old.counts["items"])
@@ -99,7 +98,7 @@ def prepare(config: PrepareConfig) -> PoolInfo:
     log.info("preparing %d items in %d shards: %s", len(todo), len(chunks), _describe(modalities))
     results = _run(config, chunks, manifest.sources, modalities, settings, store)
     bad = [b for r in results for b in r.bad]
-    _write_quarantine(store, bad, replace=old is None)
+    _write_quarantine(store, bad, {i for c in chunks for i in c.ids})
     _check_damage(config, len(bad), len(todo), bad)
     if old is None:
         modalities = _with_statistics(modalities, results)
@@ -149,7 +148,7 @@ def _run(
             bar.update(count)
             if bad > config.max_damage * total:
                 found = [b for r in results.values() for b in r.bad]
-                _write_quarantine(store, found, replace=False)
+                _write_quarantine(store, found, {i for c in chunks for i in c.ids if c.name in results})
                 _check_damage(config, bad, total, found)
     return [results[c.name] for c in chunks]
 
@@ -185,34 +184,46 @@ def _read_record(store: Store, name: str) -> Converted:
     return from_plain(Converted, json.loads(store.read_bytes(f"{STAGING}/{name}.json")))
 
 
-def _known(store: Store) -> dict[str, str]:
-    """Returns the fingerprints of all prepared items by id."""
-    table = store.read_table("sidecar/sources.parquet", columns=["id", "fingerprint"])
-    return dict(zip(table["id"].to_pylist(), table["fingerprint"].to_pylist(), strict=True))
-
-
-def _new_rows(manifest: Manifest, known: dict[str, str]) -> NDArray[np.int64]:
-    """Returns the rows of the manifest that are not prepared yet.
+def _new_rows(manifest: Manifest, store: Store) -> NDArray[np.int64]:
+    """Returns the rows of the manifest that are to be prepared: new ones, and those in quarantine whose files have
+    changed since.
 
     Raises:
         DataError: a file has changed since it was prepared.
     """
+    if not store.exists("pool.yaml"):
+        return np.arange(len(manifest.table))
+    prepared = _fingerprints(store, "sidecar/sources.parquet")
+    quarantined = _fingerprints(store, "quarantine.parquet")
+    files = np.repeat(np.array(manifest.files, dtype=object), manifest.file_rows)
+    uris = [manifest.table[s.column].to_pylist() for s in manifest.sources if s.kind == "uri"]
     ids = manifest.table["id"].to_pylist()
-    rows = np.array([i not in known for i in ids], bool)
-    uris = [s.column for s in manifest.sources if s.kind == "uri"]
+    seen = [row for row, item in enumerate(ids) if item in prepared or item in quarantined]
+    cells = {uri for column in uris for row in seen if (uri := column[row])}
+    print_of = dict(zip(cells, fingerprints(list(cells)), strict=True))
+    todo = np.setdiff1d(np.arange(len(ids)), seen).tolist()
     changed = []
-    if uris and not rows.all():
-        for row in np.flatnonzero(~rows):
-            cells = [manifest.table[c][row].as_py() for c in uris]
-            now = " ".join(fingerprint(cell) for cell in cells if cell)
-            if now != known[ids[row]]:
-                changed.append(ids[row])
+    for row in seen:
+        item = ids[row]
+        if uris:
+            now = " ".join(print_of[column[row]] for column in uris if column[row])
+        else:
+            now = manifest.fingerprints[files[row]] if item in quarantined else ""
+        if item in prepared and now != prepared[item]:
+            changed.append(item)
+        elif item not in prepared and now != quarantined[item]:
+            todo.append(row)
     if changed:
         raise DataError(
             f"{len(changed)} files have changed since they were prepared: {shorten(changed)}; give the new content a "
             "new id, or prepare into another folder"
         )
-    return np.flatnonzero(rows)
+    return np.array(sorted(todo), np.int64)
+
+
+def _fingerprints(store: Store, name: str) -> dict[str, str]:
+    table = store.read_table(name, columns=["id", "fingerprint"])
+    return dict(zip(table["id"].to_pylist(), table["fingerprint"].to_pylist(), strict=True))
 
 
 def _check_same(config: PrepareConfig, old: PoolInfo) -> None:
@@ -297,6 +308,7 @@ def _chunks(
     chunks = []
     for number, (low, high) in enumerate(itertools.pairwise(bounds.tolist())):
         inside = todo[(todo >= low) & (todo < high)]
+        file = manifest.files[number] if manifest.files else None
         for start in range(0, len(inside), count):
             rows = inside[start : start + count]
             part = table.take(pa.array(rows))
@@ -306,7 +318,8 @@ def _chunks(
                     name=f"{hashing.digest(*ids, settings):016x}",
                     ids=ids,
                     uris={column: tuple(part[column].to_pylist()) for column in uris},
-                    file=manifest.files[number] if manifest.files else None,
+                    file=file,
+                    file_fingerprint=manifest.fingerprints[file] if file else "",
                     rows=tuple((rows - low).tolist()),
                     train=tuple(splits[r] == "train" for r in rows),
                 )
@@ -317,7 +330,7 @@ def _chunks(
 def _check_damage(config: PrepareConfig, bad: int, total: int, found: Sequence[tuple[str, ...]]) -> None:
     share = bad / max(total, 1)
     if share > config.max_damage:
-        examples = shorten([f"{item} ({reason})" for item, _, _, reason in found], 3)
+        examples = shorten([f"{item} ({reason})" for item, _, _, reason, _ in found], 3)
         raise DataError(
             f"{bad} of {total} items ({100 * share:.1f} %) are damaged, more than the {100 * config.max_damage:g} % "
             f"accepted: {examples}. All are listed in {config.output}/quarantine.parquet; mend them or accept more "
@@ -325,13 +338,13 @@ def _check_damage(config: PrepareConfig, bad: int, total: int, found: Sequence[t
         )
 
 
-def _write_quarantine(store: Store, bad: Sequence[tuple[str, ...]], *, replace: bool) -> None:
-    rows = {item: (item, *rest) for item, *rest in bad}
-    if not replace and store.exists("quarantine.parquet"):
-        before = store.read_table("quarantine.parquet").to_pylist()
-        rows = {b["id"]: tuple(b.values()) for b in before} | rows
-    columns = zip(*rows.values(), strict=True) if rows else ((), (), (), ())
-    names = ("id", "uri", "modality", "reason")
+def _write_quarantine(store: Store, bad: Sequence[tuple[str, ...]], tried: Collection[str]) -> None:
+    """Writes the items of this run that could not be prepared beside those of earlier runs that were not tried."""
+    rows = []
+    if store.exists("quarantine.parquet"):
+        rows = [tuple(r.values()) for r in store.read_table("quarantine.parquet").to_pylist() if r["id"] not in tried]
+    names = ("id", "uri", "modality", "reason", "fingerprint")
+    columns = list(zip(*rows, *bad, strict=True)) or [()] * len(names)
     table = pa.table({n: pa.array(list(c), pa.string()) for n, c in zip(names, columns, strict=True)})
     store.write_table("quarantine.parquet", table)
 

@@ -1,0 +1,218 @@
+"""Preparing real media on a real cluster."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from media_files import noise_and_tone, textured_frames, write_clip, write_image, write_sound
+
+from raybal.data.convert import Preprocessing
+from raybal.data.pool import Pool, Sidecar
+from raybal.data.prepare import PrepareConfig, prepare
+from raybal.data.schema import PoolInfo
+from raybal.errors import DataError
+from raybal.media.audio import AudioSettings
+from raybal.media.clip import decode_clip
+from raybal.media.video import VideoSettings
+from raybal.store import Store
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+SMALL = Preprocessing(video=VideoSettings(frames=3, height=16, width=24, color="gray"), audio=AudioSettings(mels=16))
+
+
+def write_manifest(folder: Path, rows: list[dict[str, str]]) -> Path:
+    path = folder / "manifest.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture
+def clips(tmp_path) -> Path:
+    """A folder of 24 clips in six groups; one has no sound."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    rows = []
+    for i in range(24):
+        frames, sound = textured_frames(6)[:, :, :], noise_and_tone(0.4, tone=300 + 20 * i)
+        content = write_clip("mp4", np.roll(frames, i, 2), None if i == 5 else sound)
+        (folder / f"{i}.mp4").write_bytes(content)
+        rows.append({"id": f"clip-{i}", "uri": f"{i}.mp4", "label": str(i % 3), "group": f"g{i // 4}"})
+    write_manifest(folder, rows)
+    return folder
+
+
+def run(source: Path, output: Path, **options) -> PoolInfo:
+    return prepare(PrepareConfig(input=str(source), output=str(output), **{"preprocessing": SMALL, **options}))
+
+
+def test_a_folder_of_clips_becomes_a_pool(clips, tmp_path):
+    output = tmp_path / "pool"
+    info = run(clips, output)
+    assert [(m.name, m.kind, m.shape) for m in info.modalities] == [
+        ("video", "video", (3, 1, 16, 24)),
+        ("audio", "audio", (1, 16, info.modalities[1].shape[2])),
+    ]
+    assert info.classes == ("0", "1", "2")
+    assert info.counts["items"] == info.counts["labelled"] == 24
+    assert info.counts["missing"] == {"video": 0, "audio": 1}
+    pool, sidecar = Pool(str(output)), Sidecar(str(output))
+    ids = pool.ids.to_pylist()
+    assert sorted(ids) == sorted(f"clip-{i}" for i in range(24))
+    # The tensors are those that decoding each file gives.
+    settings = PoolInfo.read(Store(str(output))).preprocessing
+    audio = AudioSettings(**settings["audio"])
+    inputs, present = pool.read(np.array([7, 3, 20]))
+    for row, position in enumerate((7, 3, 20)):
+        number = int(ids[position].split("-")[1])
+        expected = decode_clip((clips / f"{number}.mp4").read_bytes(), video=SMALL.video, audio=audio)
+        np.testing.assert_array_equal(inputs["video"][row], expected["video"])
+        if expected["audio"] is None:
+            assert not present[row, 1]
+        else:
+            np.testing.assert_array_equal(inputs["audio"][row], expected["audio"])
+    # No group is on both sides, and models standardise with the training items' statistics.
+    groups = sidecar.groups(ids)
+    sides = {part: {groups[i] for i, s in zip(ids, pool.split, strict=True) if s == part} for part in ("train", "test")}
+    assert sides["train"]
+    assert sides["test"]
+    assert not sides["train"] & sides["test"]
+    train = pool.positions_in("train")
+    values, there = pool.read(train)
+    for k, m in enumerate(info.modalities):
+        kept = values[m.name][there[:, k]].astype(np.float64)
+        assert m.mean == pytest.approx([kept.mean()], rel=1e-6)
+        assert m.std == pytest.approx([kept.std()], rel=1e-6)
+    assert sidecar.labels(["clip-4"]) == {"clip-4": "1"}
+    assert sidecar.uris(["clip-4"])["clip-4"].endswith("/clips/4.mp4")
+
+
+def test_again_does_nothing_and_new_files_are_added(clips, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="raybal")
+    output = tmp_path / "pool"
+    first = run(clips, output)
+    shards = {p: p.stat().st_mtime_ns for p in (output / "shards").iterdir()}
+    assert run(clips, output) == first
+    assert "nothing to do" in caplog.text
+    (clips / "new.mp4").write_bytes((clips / "0.mp4").read_bytes())
+    with (clips / "manifest.csv").open("a") as file:
+        file.write("clip-new,new.mp4,2,g0\n")
+    split = dict(zip(Pool(str(output)).ids.to_pylist(), Pool(str(output)).split, strict=True))
+    second = run(clips, output)
+    assert second.counts["items"] == 25
+    assert second.modalities == first.modalities
+    assert second.content_hash != first.content_hash
+    assert shards.items() <= {p: p.stat().st_mtime_ns for p in (output / "shards").iterdir()}.items()
+    pool = Pool(str(output))
+    after = dict(zip(pool.ids.to_pylist(), pool.split, strict=True))
+    assert split.items() <= after.items()
+    assert after["clip-new"] == split["clip-0"], "a new item of a known group goes where its group is"
+    inputs, _ = pool.read(pool.positions(["clip-new", "clip-0"]))
+    np.testing.assert_array_equal(inputs["video"][0], inputs["video"][1])
+    # Other parameters, or a file that changed, are not mixed in.
+    other = Preprocessing(video=VideoSettings(frames=4, height=16, width=24, color="gray"), audio=SMALL.audio)
+    with pytest.raises(DataError, match=r"preprocessing\.video\.frames = 3, and now it is 4"):
+        run(clips, output, preprocessing=other)
+    (clips / "1.mp4").write_bytes((clips / "2.mp4").read_bytes() + b"x")
+    with pytest.raises(DataError, match=r"changed since they were prepared: clip-1"):
+        run(clips, output)
+
+
+def test_damage_is_set_aside_and_too_much_of_it_stops(clips, tmp_path):
+    content = (clips / "3.mp4").read_bytes()
+    (clips / "3.mp4").write_bytes(content[: len(content) // 2])
+    (clips / "8.mp4").write_bytes(b"")
+    (clips / "9.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    (clips / "10.mp4").unlink()
+    output = tmp_path / "pool"
+    with pytest.raises(DataError, match=r"4 of 24 items \(16\.7 %\) are damaged, more than the 5 % accepted"):
+        run(clips, output)
+    assert not (output / "pool.yaml").exists()
+    info = run(clips, output, max_damage=0.2)
+    assert info.counts["items"] == 20
+    quarantine = Store(str(output)).read_table("quarantine.parquet").to_pylist()
+    assert {q["id"] for q in quarantine} == {"clip-3", "clip-8", "clip-9", "clip-10"}
+    reasons = {q["id"]: q["reason"] for q in quarantine}
+    assert reasons["clip-8"] == "empty"
+    assert reasons["clip-10"] == "there is no such file"
+    assert all(q["uri"].endswith(".mp4") and q["reason"] for q in quarantine)
+    # Nothing has changed, so nothing is tried again.
+    before = (output / "quarantine.parquet").stat().st_mtime_ns
+    assert run(clips, output, max_damage=0.2) == info
+    assert (output / "quarantine.parquet").stat().st_mtime_ns == before
+    # A file that was mended comes in; the rest stays in quarantine.
+    (clips / "3.mp4").write_bytes(content)
+    info = run(clips, output, max_damage=1.0)
+    assert info.counts["items"] == 21
+    quarantine = Store(str(output)).read_table("quarantine.parquet").to_pylist()
+    assert {q["id"] for q in quarantine} == {"clip-8", "clip-9", "clip-10"}
+
+
+def test_bytes_features_and_sequences_in_parquet(tmp_path):
+    generator = np.random.default_rng(0)
+    count = 20
+    images = [write_image("PNG", generator.integers(0, 255, (12, 12)).astype(np.uint8)) for _ in range(count)]
+    sounds = [write_sound("WAV", noise_and_tone(0.2, rate=8000), 8000) for _ in range(count)]
+    features = generator.normal(size=(count, 5)).astype(np.float32)
+    steps = [generator.normal(size=(4 + i % 3, 2)).astype(np.float32) for i in range(count)]
+    table = pa.table(
+        {
+            "id": [str(i) for i in range(count)],
+            "label": [i % 2 for i in range(count)],
+            "split": ["test" if i >= 15 else "train" for i in range(count)],
+            "image": images,
+            "audio": [None if i == 2 else s for i, s in enumerate(sounds)],
+            "omics": pa.array(list(features)),
+            "motion": pa.array([s.tolist() for s in steps]),
+        }
+    )
+    pq.write_table(table, tmp_path / "input.parquet", row_group_size=7)
+    info = run(tmp_path / "input.parquet", tmp_path / "pool")
+    kinds = {m.name: (m.kind, m.shape) for m in info.modalities}
+    assert kinds["omics"] == ("features", (5,))
+    assert kinds["motion"] == ("sequence", (5, 2))
+    assert kinds["image"] == ("image", (3, 96, 96))
+    assert kinds["audio"][0] == "audio"
+    pool = Pool(str(tmp_path / "pool"))
+    assert pool.positions_in("test").tolist() == sorted(pool.positions([str(i) for i in range(15, 20)]).tolist())
+    inputs, present = pool.read(pool.positions(["0", "2", "17"]))
+    np.testing.assert_array_equal(inputs["omics"], features[[0, 2, 17]])
+    np.testing.assert_array_equal(inputs["motion"][0, :4], steps[0])
+    assert not inputs["motion"][0, 4:].any()
+    assert present[:, list(info.names).index("audio")].tolist() == [True, False, True]
+    assert io.BytesIO(images[0]).getvalue()[:4] == b"\x89PNG"
+
+
+def test_input_that_cannot_be_used(tmp_path):
+    path = write_manifest(tmp_path, [{"id": "a", "uri": "a.mp4", "label": "x"}])
+    with pytest.raises(DataError, match=r"none of .* could be read"):
+        run(path, tmp_path / "pool")
+    (tmp_path / "a.mp4").write_bytes(write_clip("mp4", textured_frames(4), None))
+    with pytest.raises(DataError, match=r"item a has label 'x', which is not a class; classes are y, z"):
+        run(path, tmp_path / "pool", classes=["y", "z"])
+
+
+def test_the_real_recordings_with_damage(real_data, tmp_path):
+    """3 % of the GRID words damaged in three ways: these and no others in quarantine."""
+    table = pq.read_table(real_data / "grid_words_babble5db.parquet")
+    chosen = np.sort(np.random.default_rng(0).permutation(len(table))[:90])
+    media = table["media"].to_pylist()
+    for number, row in enumerate(chosen.tolist()):
+        whole = media[row]
+        media[row] = [whole[: len(whole) // 2], np.random.default_rng(row).bytes(len(whole)), b""][number % 3]
+    index = table.column_names.index("media")
+    pq.write_table(table.set_column(index, "media", pa.array(media, pa.binary())), tmp_path / "grid.parquet")
+    info = run(tmp_path / "grid.parquet", tmp_path / "pool")
+    quarantine = Store(str(tmp_path / "pool")).read_table("quarantine.parquet")["id"].to_pylist()
+    assert sorted(quarantine) == sorted(table["id"].take(pa.array(chosen)).to_pylist())
+    assert info.counts["items"] == 2910
