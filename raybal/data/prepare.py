@@ -94,7 +94,7 @@ def prepare(config: PrepareConfig) -> PoolInfo:
         _check_same(config, old)
         modalities, settings = old.modalities, from_plain(Preprocessing, old.preprocessing)
     splits = _splits(config, manifest, store if old else None)
-    chunks = _chunks(manifest, todo, splits, modalities, settings)
+    chunks = make_chunks(manifest, todo, splits, modalities, settings)
     log.info("preparing %d items in %d shards: %s", len(todo), len(chunks), _describe(modalities))
     results = _run(config, chunks, manifest.sources, modalities, settings, store)
     bad = [b for r in results for b in r.bad]
@@ -292,7 +292,7 @@ def _splits(config: PrepareConfig, manifest: Manifest, store: Store | None) -> l
     return assign_groups(groups, shares, hashing.digest(config.seed, "split"), taken=taken)
 
 
-def _chunks(
+def make_chunks(
     manifest: Manifest,
     todo: NDArray[np.int64],
     splits: Sequence[str],

@@ -1,0 +1,53 @@
+"""Measures raybal beside the plainest code that does the same work: python jobs/bench.py --what all --clips FOLDER"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from raybal.config import parse
+from raybal.errors import ConfigError
+from raybal.job import run_job
+from raybal.resources import ResourceSettings, cluster
+from raybal.settings import Settings, setting
+
+
+@dataclass(frozen=True)
+class BenchConfig(Settings):
+    """Measures raybal beside the plainest code that does the same work, after start-up, as ratios in one run."""
+
+    what: Literal["all", "prepare", "train", "score", "seeding", "rounds"] = setting("all", help="what is measured")
+    clips: str | None = setting(None, help="folder of clips for prepare (repeated as often as needed)")
+    seconds: float = setting(60.0, gt=0, help="least duration of each measurement")
+    items: int = setting(2000, ge=64, help="items that training and scoring go over again and again")
+    cores: int = setting(2, ge=1, help="cores that both sides use")
+
+
+def main() -> None:
+    from raybal.bench.prepare import bench_prepare
+    from raybal.bench.rounds import bench_rounds
+    from raybal.bench.score import bench_score
+    from raybal.bench.seeding import bench_seeding
+    from raybal.bench.train import bench_train
+
+    config = parse(BenchConfig)
+    if config.what == "prepare" and config.clips is None:
+        raise ConfigError("clips: this key is missing; give a folder of clips to prepare")
+    measurements = {
+        "seeding": lambda: bench_seeding(),
+        "train": lambda: bench_train(config.items, config.seconds, config.cores),
+        "score": lambda: bench_score(config.items, config.seconds, config.cores),
+        "rounds, in process": lambda: bench_rounds(0),
+        "rounds, two workers": lambda: bench_rounds(2),
+        "prepare": lambda: bench_prepare(config.clips or "", config.seconds, config.cores),
+    }
+    with cluster(ResourceSettings()):
+        for name, measure in measurements.items():
+            wanted = config.what in ("all", name.split(",")[0])
+            if not wanted or (name == "prepare" and config.clips is None):
+                continue
+            print(name)
+            for key, value in measure().items():
+                print(f"  {key:32} {value:12.3f}")
+
+
+if __name__ == "__main__":
+    run_job(main)
