@@ -143,18 +143,17 @@ class Loop:
                 self._scorers.stop()
 
     def _round(self, current: Round) -> None:
-        for phase in PHASES:
-            if current.done(phase):
-                continue
+        left = [phase for phase in PHASES if not current.done(phase)]
+        for phase in left:
             started = time.monotonic()
             log.info("round %d: %s", current.number, phase)
             facts = getattr(self, f"_{phase}")(current)
             self.lease.check()
             facts = {**facts, "seconds": round(time.monotonic() - started, 3)}
             self.store.write_yaml(f"{current.folder}/{phase}.yaml", facts)
-        accuracy = current.facts("evaluate").get("test")
-        if accuracy:
-            shown = "  ".join(f"{h} {100 * v['accuracy']:.1f}%" for h, v in accuracy.items() if isinstance(v, dict))
+        test = current.facts("evaluate")["test"]
+        if left and test:
+            shown = "  ".join(f"{h} {100 * v['accuracy']:.1f}%" for h, v in test.items() if isinstance(v, dict))
             log.info("round %d: test accuracy  %s", current.number, shown)
 
     # Phases. Each returns plain facts for its marker.

@@ -64,7 +64,10 @@ def train(task: TrainTask, resources: ResourceSettings) -> dict[str, Any]:
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     task: TrainTask = config["task"]
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("raybal").setLevel(logging.INFO)
+    # Ray Train would add a line a worker for every epoch.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     workers = Distributed()
 
     def on_epoch(record: dict[str, Any]) -> None:
