@@ -99,7 +99,7 @@ class Journal:
             resolutions = [a for a in given if a.kind == "resolution"]
             standing = resolutions[-1] if resolutions else given[0]
             labels.label[item] = standing.label
-            since = given[given.index(standing) + 1 :] if resolutions else given
+            since = given[len(given) - given[::-1].index(standing) :] if resolutions else given
             if len({a.label for a in [standing, *since]}) > 1:
                 labels.conflicts[item] = given
         return labels
