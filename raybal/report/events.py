@@ -1,0 +1,95 @@
+"""The report's numbers as TensorBoard event files: `tensorboard --logdir STORE/tensorboard`.
+
+    tensorboard/rounds/       against the number of labels: test/<metric>/<head>, contribution/<modality>/query and
+                              /pool, dominated/<modality>/query and /pool
+    tensorboard/round-003/    against epochs: loss, pace, validation/<metric>/<head>, coefficient/<modality>
+
+Contributions stand at the number of labels of the model that they are contributions of: that of the round before.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from raybal.report.data import Experiment, Query, Round, heads_of, read_experiment
+from raybal.store import Store
+
+FOLDER = "tensorboard"
+_NUMBER = re.compile(r"tfevents\.(\d+)\.")
+
+Scalar = tuple[str, float, int]
+
+
+def write_events(store: Store, experiment: Experiment | None = None) -> None:
+    """Writes all metrics of a store as event files, in the place of those that are there.
+
+    A TensorBoard that is running takes the new files for the old ones.
+
+    Args:
+        store: of the experiment.
+        experiment: its content, if it has been read already.
+    """
+    experiment = experiment or read_experiment(store)
+    runs = {"rounds": list(round_scalars(experiment))}
+    runs |= {f"round-{r.number:03d}": list(epoch_scalars(experiment, r)) for r in experiment.rounds}
+    old = [name for run in store.names(FOLDER) for name in store.names(f"{FOLDER}/{run}")]
+    # TensorBoard reads a folder's files in the order of their names and never goes back to an earlier name.
+    number = 1 + max((int(found.group(1)) for name in old if (found := _NUMBER.search(name))), default=0)
+    store.clear(FOLDER)
+    for run, scalars in runs.items():
+        if scalars:
+            store.write_bytes(f"{FOLDER}/{run}/events.out.tfevents.{number:010d}.raybal", _events(scalars))
+
+
+def round_scalars(experiment: Experiment) -> Iterator[Scalar]:
+    """Yields (tag, value, number of labels) of everything that there is once a round."""
+    before: int | None = None
+    for r in experiment.rounds:
+        if r.query is not None and before is not None:
+            yield from _contributions(r, r.query, before)
+        before = r.labels
+        if r.test is None or r.labels is None:
+            continue
+        for head, metrics in heads_of(r.test).items():
+            for metric, value in metrics.items():
+                yield f"test/{metric}/{head}", value, r.labels
+
+
+def _contributions(r: Round, query: Query, labels: int) -> Iterator[Scalar]:
+    pool = r.pool or {}
+    kinds = (("contribution", query.mean_contribution()), ("dominated", query.dominated()))
+    for of, shares in kinds:
+        for k, m in enumerate(query.modalities):
+            if shares is not None:
+                yield f"{of}/{m}/query", shares[k], labels
+            if of in pool:
+                yield f"{of}/{m}/pool", pool[of][k], labels
+
+
+def epoch_scalars(experiment: Experiment, r: Round) -> Iterator[Scalar]:
+    """Yields (tag, value, epoch) of a round's training."""
+    for record in r.history:
+        epoch = record["epoch"]
+        for name in ("loss", "pace"):
+            yield name, record[name], epoch
+        for head, metrics in heads_of(record["validation"]).items():
+            for metric, value in metrics.items():
+                yield f"validation/{metric}/{head}", value, epoch
+        coefficients = record.get("coefficient", [])
+        for m, value in zip(experiment.modalities, coefficients, strict=False):
+            yield f"coefficient/{m}", value, epoch
+
+
+def _events(scalars: list[Scalar]) -> bytes:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with tempfile.TemporaryDirectory() as folder:
+        # Purging from step 0 tells a TensorBoard that has read an older file to forget it.
+        with SummaryWriter(folder, purge_step=0) as writer:
+            for tag, value, step in scalars:
+                writer.add_scalar(tag, value, step)
+        (file,) = Path(folder).iterdir()
+        return file.read_bytes()

@@ -1,0 +1,232 @@
+"""Whether a modality is being starved, in words and with the reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from raybal.data.pool import Pool
+from raybal.report.data import FUSED, Experiment, Round, heads_of
+from raybal.report.state import why_no_accuracy
+
+#: Below this part of what would be even, a modality counts as behind (its head) or little used (its contribution).
+PART = 0.5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a modality is being starved.
+
+    Attributes:
+        kind: for its looks.
+        sentence: one plain sentence.
+        notes: what else a reader should know before believing it.
+    """
+
+    kind: Literal["good", "warning", "unknown"]
+    sentence: str
+    notes: list[str]
+
+
+def even_shares(pool: Pool) -> list[float]:
+    """Returns the contribution that each modality would have if those that an item has shared its prediction evenly,
+    averaged over the training split."""
+    present = pool.present[pool.positions_in("train")].astype(np.float64)
+    if not len(present):
+        return [1 / pool.present.shape[1]] * pool.present.shape[1]
+    return (present / present.sum(1, keepdims=True).clip(min=1)).mean(0).tolist()
+
+
+def judge(experiment: Experiment, pool: Pool) -> Verdict:
+    """Judges whether a modality is being starved, on the newest model of which accuracy and contributions are known.
+
+    A head is behind when its advantage over guessing (balanced accuracy above 1/classes on the test items) is less
+    than half of the best unimodal head's, and the gap is more than luck. A modality is little used when its mean
+    contribution over the candidates is less than half of an even share. Both together are called starved.
+    """
+    names = pool.info.names
+    if len(names) < 2:
+        return Verdict("unknown", f"There is one modality, {names[0]}, so none can be starved by another.", [])
+    if not experiment.tested():
+        return Verdict(
+            "unknown",
+            "Whether a modality is being starved cannot be told: accuracy is unknown, because "
+            f"{why_no_accuracy(experiment, pool)}.",
+            _shares_note(experiment, names),
+        )
+    evidence = _evidence(experiment, pool)
+    if not evidence.advantage:
+        return Verdict("unknown", "Whether a modality is being starved cannot be told: no test item has one.", [])
+    if not evidence.has_learned():
+        return Verdict(
+            "unknown",
+            "Too early to tell whether a modality is being starved: no modality's own head is clearly better than "
+            f"guessing (the best in round {evidence.number}, {evidence.best}, has {evidence.shown(evidence.best)} "
+            f"balanced accuracy on {evidence.items:,} test items; guessing gives {_percent(evidence.chance)}).",
+            [],
+        )
+    kind, sentence = _sentence(evidence)
+    return Verdict(kind, sentence, _notes(evidence, experiment, names))
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What is known of one round's model: test metrics by head, and contributions where the pool was scored with it."""
+
+    number: int
+    items: int
+    chance: float
+    heads: dict[str, dict[str, float]]
+    share: dict[str, float]
+    even: dict[str, float]
+
+    @property
+    def advantage(self) -> dict[str, float]:
+        """Of each unimodal head, how far its balanced accuracy is from guessing (0) to perfect (1)."""
+        return {
+            m: (metrics["balanced_accuracy"] - self.chance) / (1 - self.chance)
+            for m, metrics in self.heads.items()
+            if m != FUSED
+        }
+
+    @property
+    def best(self) -> str:
+        advantage = self.advantage
+        return max(advantage, key=lambda m: advantage[m])
+
+    @property
+    def behind(self) -> list[str]:
+        """The heads that are behind by more than luck, worst first."""
+        advantage, accuracy = self.advantage, {m: h["balanced_accuracy"] for m, h in self.heads.items()}
+        top = accuracy[self.best]
+        found = []
+        for m, value in advantage.items():
+            luck = 2 * math.hypot(standard_error(top, self.items), standard_error(accuracy[m], self.items))
+            if value < PART * advantage[self.best] and top - accuracy[m] > luck:
+                found.append(m)
+        return sorted(found, key=lambda m: advantage[m])
+
+    @property
+    def unused(self) -> list[str]:
+        """The modalities that are little used, worst first."""
+        ratio = {m: share / self.even[m] for m, share in self.share.items() if self.even[m] > 0}
+        return sorted((m for m, r in ratio.items() if r < PART), key=lambda m: ratio[m])
+
+    def has_learned(self) -> bool:
+        """Whether the best head is better than luck: two standard errors of guessing, at least two points."""
+        gain = self.heads[self.best]["balanced_accuracy"] - self.chance if self.advantage else 0.0
+        return gain > max(0.02, 2 * standard_error(self.chance, self.items))
+
+    def shown(self, head: str) -> str:
+        return _percent(self.heads[head]["balanced_accuracy"])
+
+    def used(self, modality: str) -> str:
+        return (
+            f"took {_percent(self.share[modality])} of the decision in the pool (even: {_percent(self.even[modality])})"
+        )
+
+
+def _evidence(experiment: Experiment, pool: Pool) -> _Evidence:
+    """Returns the newest evidence in which accuracy and contributions are of one model, or else accuracy alone."""
+    tested = {r.number: r for r in experiment.tested()}
+    even = dict(zip(pool.info.names, even_shares(pool), strict=True))
+    newest = max(tested)
+    scored = [r for r in experiment.rounds if r.pool and r.number - 1 in tested]
+    found = _of_round(experiment, tested[newest], {}, even)
+    if scored and scored[-1].pool:
+        share = dict(zip(pool.info.names, scored[-1].pool["contribution"], strict=True))
+        paired = _of_round(experiment, tested[scored[-1].number - 1], share, even)
+        # A model that had learned nothing says nothing, and a newer one may have.
+        if paired.has_learned() or not found.has_learned():
+            return paired
+    return found
+
+
+def _of_round(experiment: Experiment, r: Round, share: dict[str, float], even: dict[str, float]) -> _Evidence:
+    test = r.test or {}
+    return _Evidence(r.number, test["items"], 1 / max(len(experiment.classes), 2), heads_of(test), share, even)
+
+
+def _sentence(e: _Evidence) -> tuple[Literal["good", "warning"], str]:
+    best = f"the best, {e.best}, had {e.shown(e.best)}"
+    starved = [m for m in e.behind if m in e.unused or m not in e.share]
+    if starved:
+        m, *others = starved
+        return "warning", (
+            f"There are signs that {m} was being starved in round {e.number}: its own head had {e.shown(m)} balanced "
+            f"accuracy where {best}"
+            + (f", and it {e.used(m)}" if e.share else "")
+            + (f". The same holds for {_listed(others)}." if others else ".")
+        )
+    if e.unused:
+        m = e.unused[0]
+        head = f"its own head had {e.shown(m)} balanced accuracy and {best}, yet " if m in e.heads else ""
+        return "warning", f"There are signs that {m} was left out in round {e.number}: {head}it only {e.used(m)}."
+    if e.behind:
+        m = e.behind[0]
+        return "warning", (
+            f"{m} was behind but not ignored in round {e.number}: its own head had {e.shown(m)} balanced accuracy "
+            f"where {best}, while it {e.used(m)}."
+        )
+    heads = _listed([f"{e.shown(m)} for {m}" for m in e.advantage])
+    shares = _listed([f"{_percent(share)} for {m}" for m, share in e.share.items()]) if e.share else ""
+    return "good", (
+        f"There was no sign in round {e.number} that a modality was being starved: balanced accuracy of its own head "
+        f"was {heads}" + (f", and the share of the decision in the pool {shares}." if shares else ".")
+    )
+
+
+def _notes(e: _Evidence, experiment: Experiment, names: Sequence[str]) -> list[str]:
+    notes = []
+    newest = experiment.tested()[-1]
+    if newest.number != e.number:
+        heads = heads_of(newest.test or {})
+        listed = _listed([f"{_percent(heads[m]['balanced_accuracy'])} for {m}" for m in names if m in heads])
+        notes.append(
+            f"Round {newest.number} is newer, and there balanced accuracy is {listed}; contributions to its "
+            "predictions have not been measured yet, so it is not what this is judged by."
+        )
+    elif not e.share:
+        notes.append("The pool has not been scored with this model, so this rests on accuracy alone.")
+    newer = heads_of(newest.test or {})
+    strongest = max((m for m in names if m in newer), key=lambda m: newer[m]["accuracy"])
+    single, fused = newer[strongest]["accuracy"], newer[FUSED]["accuracy"]
+    if single - fused > 2 * standard_error(single, e.items):
+        notes.append(
+            f"In round {newest.number} the fused prediction ({_percent(fused)} accuracy) is worse than {strongest} "
+            f"alone ({_percent(single)})."
+        )
+    absent = [m for m in names if m not in e.heads]
+    if absent:
+        notes.append(f"No labelled test item has {_listed(absent)}: its head is not judged.")
+    if e.behind:
+        notes.append(
+            "A modality that simply tells less about these classes looks the same; only a model trained on it alone "
+            "could show the difference, and this store holds none."
+        )
+    return notes
+
+
+def _shares_note(experiment: Experiment, names: Sequence[str]) -> list[str]:
+    scored = [r.pool for r in experiment.rounds if r.pool]
+    if not scored:
+        return []
+    listed = _listed([f"{_percent(share)} for {m}" for m, share in zip(names, scored[-1]["contribution"], strict=True)])
+    return [f"Contributions need no labels: the share of the decision in the pool is {listed}."]
+
+
+def standard_error(share: float, items: int) -> float:
+    """Returns one standard error of a share of items, never less than that of one item in all."""
+    return math.sqrt(max(share * (1 - share), 1 / max(items, 1)) / max(items, 1))
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,0 +1,230 @@
+"""Pools and stores made by hand, without training, and a parser to look into a report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raybal.columns import tensor_column, tensor_field
+from raybal.data.pool import Pool, Sidecar
+from raybal.data.schema import Modality, PoolInfo
+from raybal.labelling.journal import Answer, Journal
+from raybal.store import Store
+
+AUDIO = Modality("audio", "audio", (1, 8, 12), "float16", (-1.0,), (2.0,))
+VIDEO = Modality("video", "video", (6, 3, 10, 12), "uint8", (120.0,) * 3, (40.0,) * 3)
+OMICS = tuple(
+    Modality(name, "features", (20,), "float32", (0.0,) * 20, (1.0,) * 20) for name in ("mrna", "meth", "mirna")
+)
+CLASSES = ("cat", "dog", "cow")
+
+
+def make_pool(
+    folder: Path,
+    modalities: Sequence[Modality] = (VIDEO, AUDIO),
+    *,
+    train: Sequence[str] | int = 30,
+    test: int = 10,
+    uris: Mapping[str, str] | None = None,
+    absent: Mapping[str, Sequence[str]] | None = None,
+    quarantine: Sequence[tuple[str, str, str, str]] = (),
+    classes: Sequence[str] | None = CLASSES,
+) -> Pool:
+    """Writes a prepared pool in two shards; `absent` maps a modality to the ids that lack it."""
+    names = [f"item-{i:03d}" for i in range(train)] if isinstance(train, int) else list(train)
+    ids = names + [f"test-{i:03d}" for i in range(test)]
+    store, generator = Store(folder), np.random.default_rng(0)
+    present = np.array([[i not in (absent or {}).get(m.name, ()) for m in modalities] for i in ids])
+    half = len(ids) // 2
+    for shard, rows in (("a", slice(0, half)), ("b", slice(half, None))):
+        fields, columns = [pa.field("id", pa.string())], [pa.array(ids[rows], pa.string())]
+        for k, m in enumerate(modalities):
+            values = generator.normal(size=(len(ids[rows]), *m.shape)) * m.std[0] + m.mean[0]
+            values = np.clip(values, 0, 255) if m.dtype == "uint8" else values
+            fields.append(tensor_field(m.name, m.shape, m.dtype))
+            columns.append(tensor_column(values.astype(m.dtype), present[rows, k]))
+        store.write_table(f"shards/{shard}.parquet", pa.Table.from_arrays(columns, schema=pa.schema(fields)), "none")
+    index = {
+        "id": ids,
+        "shard": ["a"] * half + ["b"] * (len(ids) - half),
+        "row": pa.array([*range(half), *range(len(ids) - half)], pa.int32()),
+        "split": ["train"] * len(names) + ["test"] * test,
+        **{f"present_{m.name}": present[:, k] for k, m in enumerate(modalities)},
+    }
+    store.write_table("index.parquet", pa.table(index))
+    where = [(uris or {}).get(i, f"clips/{i}.mp4") for i in ids]
+    store.write_table("sidecar/sources.parquet", pa.table({"id": ids, "uri": where, "fingerprint": [""] * len(ids)}))
+    columns = list(zip(*quarantine, strict=True)) or [[], [], [], []]
+    table = {n: pa.array(c, pa.string()) for n, c in zip(("id", "uri", "modality", "reason"), columns, strict=True)}
+    store.write_table("quarantine.parquet", pa.table(table))
+    info = PoolInfo(
+        tuple(modalities), tuple(classes) if classes else None, {}, "", "hash", {"quarantined": len(quarantine)}
+    )
+    info.write(store)
+    return Pool(str(folder))
+
+
+class MadeStore:
+    """Writes a store phase by phase and remembers what it wrote.
+
+    Attributes:
+        store: the store.
+        facts: {(round, phase): facts} as written.
+        shares: {round: contributions [n, M]} of the queries.
+    """
+
+    def __init__(self, store: Store, pool: Pool, *, classes: Sequence[str] = CLASSES, seed: int = 0, **settings: Any):
+        self.store, self.pool, self.classes = store, pool, classes
+        self.generator = np.random.default_rng(seed)
+        self.facts: dict[tuple[int, str], dict[str, Any]] = {}
+        self.shares: dict[int, np.ndarray] = {}
+        self.asked: list[str] = []
+        defaults = {
+            "pool": pool.store.root,
+            "store": store.root,
+            "seed": 0,
+            "label_budget": 12,
+            "model": {"fusion": "concat"},
+            "balancing": {"method": "mlb", "pace": {"kind": "constant"}},
+            "query": {"strategy": "bmmal", "size": 4},
+            "labelling": {"labeller": "oracle"},
+        }
+        content = {"format": 1, "raybal": "0.1.0", "defines": {"classes": list(classes)}}
+        store.write_yaml("experiment.yaml", content | {"settings": defaults | settings})
+
+    def write(self, number: int, phase: str, facts: dict[str, Any]) -> None:
+        """Writes a marker."""
+        facts = {**facts, "seconds": round(float(self.generator.uniform(0.1, 5)), 3)}
+        self.facts[number, phase] = facts
+        self.store.write_yaml(f"rounds/{number:03d}/{phase}.yaml", facts)
+
+    def query(self, number: int, size: int = 4, marker: bool = True) -> list[str]:
+        """Scores and selects the next items."""
+        names, cold = self.pool.info.names, number == 0
+        ids = self.pool.ids_at(self.pool.positions_in("train"))[len(self.asked) :][:size]
+        shares = self.generator.dirichlet(np.ones(len(names)), len(ids))
+        columns: dict[str, Any] = {
+            "id": ids,
+            "score": [0.0] * len(ids),
+            "reason": ["first round: at random" if cold else f"because <{i}>" for i in range(len(ids))],
+            "predicted": pa.array([None if cold else k % len(self.classes) for k in range(len(ids))], pa.int32()),
+            "confidence": pa.array([None if cold else 0.5 + k / 100 for k in range(len(ids))], pa.float64()),
+        }
+        for k, m in enumerate(names):
+            columns[f"contribution_{m}"] = pa.array([None] * len(ids) if cold else shares[:, k], pa.float64())
+        self.store.write_table(f"rounds/{number:03d}/query.parquet", pa.table(columns))
+        if not cold:
+            self.shares[number] = shares
+        pool = {"candidates": 20, "predicted": {0: 15, 2: 5}}
+        for of in ("contribution", "dominated"):
+            pool[of] = self.generator.dirichlet(np.ones(len(names))).tolist()  # type: ignore[assignment]
+        self.write(number, "score", {"items": 0 if cold else 20})
+        if marker:
+            self.write(number, "select", {"items": len(ids), "pool": {} if cold else pool})
+            self.asked += ids
+        return ids
+
+    def answer(self, number: int, ids: Sequence[str], source: str = "oracle") -> None:
+        """Answers a query, class after class."""
+        answers = [Answer(i, self.classes[k % len(self.classes)], source) for k, i in enumerate(ids)]
+        Journal(self.store).add(answers)
+        self.write(number, "ask", {"asked": len(ids), "unanswered": [], "cannot_label": [], "conflicts": []})
+
+    def train(self, number: int, *, epochs: int = 3, validation: bool = True, coefficients: bool = True) -> None:
+        """Writes a training run."""
+        history = []
+        for epoch in range(1, epochs + 1):
+            record = {"epoch": epoch, "loss": float(self.generator.uniform(0.5, 3)), "pace": 1.0, "seconds": 0.1}
+            record["validation"] = self.metrics(6) if validation else {}
+            if coefficients:
+                record["coefficient"] = self.generator.uniform(0.5, 2, len(self.pool.info.names)).tolist()
+            history.append(record)
+        facts = {"items": {"train": len(self.asked), "validation": 6 * validation}, "epoch": 2, "history": history}
+        self.write(number, "train", facts)
+
+    def evaluate(self, number: int, test: dict[str, Any] | str | None = "random") -> None:
+        """Writes an evaluation."""
+        self.write(
+            number, "evaluate", {"labels": len(self.asked), "test": self.metrics(10) if test == "random" else test}
+        )
+
+    def round(self, number: int, test: dict[str, Any] | str | None = "random", **training: Any) -> None:
+        """Writes a whole round."""
+        self.answer(number, self.query(number))
+        self.train(number, **training)
+        self.evaluate(number, test)
+
+    def metrics(self, items: int) -> dict[str, Any]:
+        """Returns random metrics of each head."""
+        heads = ("fused", *self.pool.info.names)
+        return {"items": items} | {
+            head: dict(
+                zip(("accuracy", "balanced_accuracy", "nll"), self.generator.uniform(0, 1, 3).tolist(), strict=True)
+            )
+            for head in heads
+        }
+
+
+def metrics(**balanced: float | None) -> dict[str, Any]:
+    """Test metrics over 1,000 items with these balanced accuracies (None: the head has no items)."""
+    return {"items": 1000} | {
+        head: None if value is None else {"accuracy": value, "balanced_accuracy": value, "nll": 1.0}
+        for head, value in balanced.items()
+    }
+
+
+class Page(HTMLParser):
+    """A parsed report.
+
+    Attributes:
+        tags: (tag, attributes) of all elements, in order.
+        words: the text, outside of styles.
+        styles: content of the style elements.
+        tables: cells of all tables, by row.
+    """
+
+    def __init__(self, content: str | bytes) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.styles = ""
+        self.tables: list[list[list[str]]] = []
+        self._words: list[str] = []
+        self._style = self._cell = False
+        self.feed(content if isinstance(content, str) else content.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        self._style = tag == "style" or (self._style and tag != "body")
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self._cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._style = self._style and tag != "style"
+        self._cell = self._cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self._style:
+            self.styles += data
+            return
+        self._words.append(data)
+        if self._cell:
+            self.tables[-1][-1][-1] += data.strip()
+
+    @property
+    def words(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self._words))
+
+
+def sidecar_of(pool: Pool) -> Sidecar:
+    return Sidecar(pool.store.root)
