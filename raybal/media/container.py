@@ -27,7 +27,7 @@ _WELCOME = (
     "ivf,dv,rm,h264,hevc,m4v,wv,ape,tta"
 )
 # Only these write the duration of the whole clip at the front, where a cut leaves it.
-_DECLARE_DURATION = ("matroska,webm", "flv")
+_DECLARE_DURATION = ("matroska", "flv")
 
 
 @dataclass(frozen=True)

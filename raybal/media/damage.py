@@ -103,7 +103,7 @@ def _check_png(source: bytes) -> None:
     while at + 8 <= len(source):
         size, kind = int.from_bytes(source[at : at + 4], "big"), source[at + 4 : at + 8]
         at += 12 + size
-        if kind == b"IEND":
+        if kind == b"IEND" and at <= len(source):
             return
     raise MediaError("cut short: the PNG has no end chunk")
 
