@@ -59,6 +59,8 @@ def read_tensor(table: pa.Table, name: str) -> tuple[NDArray, NDArray[np.bool_]]
 
     The values are a read-only view of Arrow's memory when the column is one chunk without nulls.
     """
+    if name not in table.column_names:
+        raise DataError(f"there is no column {name!r}; there are {', '.join(table.column_names)}")
     shape, dtype = tensor_schema_of(table.schema.field(name))
     chunks = [_chunk_to_numpy(chunk, shape, dtype) for chunk in table.column(name).chunks if len(chunk)]
     if not chunks:
@@ -74,6 +76,8 @@ def _chunk_to_numpy(
     size = chunk.type.byte_width
     data = np.frombuffer(chunk.buffers()[1], dtype=np.uint8, count=len(chunk) * size, offset=chunk.offset * size)
     values = data.view(dtype).reshape(len(chunk), *shape)
+    # Arrow's memory is shared: writing here would change the table, or the file behind it.
+    values.flags.writeable = False
     present = np.ones(len(chunk), bool)
     if chunk.null_count:
         present = chunk.is_valid().to_numpy(zero_copy_only=False)

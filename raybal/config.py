@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,20 +61,23 @@ def parse(cls: type[S], arguments: Sequence[str] | None = None, *, epilog: str =
         description=cls.__doc__, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML file of settings")
-    keys = _add_options(parser, cls)
-    known, unknown = parser.parse_known_args(None if arguments is None else list(arguments))
+    listed = sys.argv[1:] if arguments is None else list(arguments)
+    keys = _add_options(parser, cls, listed)
+    known, unknown = parser.parse_known_args([_flag(a[2:]) if a.startswith("--") else a for a in listed])
     for argument in unknown:
         name = argument.split("=")[0]
         raise ConfigError(
             f"{argument}: there is no such option{did_you_mean(name, ['--' + k for k in keys])}; see --help"
         )
-    content: dict[str, Any] = {}
+    content = _names(cls)
     for file in known.config:
         _merge(content, read_yaml(file))
+    given: dict[str, Any] = {}
     for key, text in vars(known).items():
         if key != "config":
-            _put(content, key, _value(text, keys[key], key))
-    return from_plain(cls, _named(cls, content))
+            _put(given, key, _value(text, keys[key], key))
+    _merge(content, given)
+    return from_plain(cls, content)
 
 
 def read_yaml(file: str) -> dict[str, Any]:
@@ -107,45 +111,80 @@ def defining(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def _add_options(parser: argparse.ArgumentParser, cls: type[Settings]) -> dict[str, Any]:
+def _flag(key: str) -> str:
+    """Returns the option of a key, with hyphens for underscores (what follows an equals sign stays as it is)."""
+    name, mark, value = key.partition("=")
+    return f"--{name.replace('_', '-')}{mark}{value}"
+
+
+@dataclass
+class _Option:
+    """One key as the command line shows it: its field, its type, and for which methods it is there."""
+
+    field: dataclasses.Field[Any]
+    hint: Any
+    group: str
+    variants: dict[str, Any]
+
+
+def _add_options(parser: argparse.ArgumentParser, cls: type[Settings], arguments: Sequence[str]) -> dict[str, Any]:
     """Adds one option a key, in a group a section; returns the type of each key."""
-    keys: dict[str, Any] = {}
+    options = _options(cls, "", "main settings", arguments)
+    groups: dict[str, Any] = {}
+    for key, option in options.items():
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        groups[option.group].add_argument(
+            _flag(key),
+            dest=key,
+            default=argparse.SUPPRESS,
+            metavar=_metavar(option.hint),
+            nargs="?" if option.hint is bool else None,
+            const="true" if option.hint is bool else None,
+            help=_help(key, option, cls),
+        )
+    return {key: option.hint for key, option in options.items()}
 
-    def add(group: Any, cls: type[Settings], prefix: str, where: str) -> None:
-        hints = typing.get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            key, hint = f"{prefix}{field.name}", hints[field.name]
-            if dataclasses.is_dataclass(hint):
-                section = typing.cast(type[Settings], hint)
-                title = f"{key}: {field.metadata['help']}"
-                add(parser.add_argument_group(title), section, f"{key}.", where)
-                for name, variant in _variants(section):
-                    group_of = parser.add_argument_group(f"{key}, when it is {name}")
-                    add(group_of, variant, f"{key}.", name)
-            elif key not in keys and not _holds_settings(hint):
-                keys[key] = hint
-                star = "" if field.metadata.get("defines", True) else "* "
-                group.add_argument(
-                    *dict.fromkeys((f"--{key.replace('_', '-')}", f"--{key}")),
-                    dest=key,
-                    default=argparse.SUPPRESS,
-                    metavar=_metavar(hint),
-                    nargs="?" if hint is bool else None,
-                    const="true" if hint is bool else None,
-                    help=_help(field, hint, star),
-                )
 
-    add(parser.add_argument_group("main settings"), cls, "", "")
-    return keys
+def _options(cls: type[Settings], prefix: str, group: str, arguments: Sequence[str]) -> dict[str, _Option]:
+    """Returns all keys of a class of settings, those of every method and strategy included."""
+    found: dict[str, _Option] = {}
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        key, hint = f"{prefix}{field.name}", hints[field.name]
+        title = f"{key}: {field.metadata['help']}"
+        if dataclasses.is_dataclass(hint):
+            section = typing.cast(type[Settings], hint)
+            found |= _options(section, f"{key}.", title, arguments)
+            for name, variant in _variants(section):
+                by_name = f"{key}, by {_NAMES[section]}"
+                for own, option in _options(variant, f"{key}.", by_name, arguments).items():
+                    if found.setdefault(own, option).group == by_name:
+                        found[own].variants[name] = option.field.default
+        elif _holds_settings(hint):
+            # A section a name, and the names are the user's: those on this command line.
+            section = typing.get_args(hint)[1]
+            for name in ["NAME", *_names_below(key, arguments)]:
+                found |= _options(section, f"{key}.{name}.", title, arguments)
+        else:
+            found[key] = _Option(field, hint, group, {})
+    return found
+
+
+_NAMES: dict[type[Settings], str] = {BalancingSettings: "method", QuerySettings: "strategy"}
 
 
 def _variants(section: type[Settings]) -> list[tuple[str, type[Settings]]]:
     """The settings of each method or strategy, where a section has them."""
-    if section is BalancingSettings:
-        return [(name, METHODS.get(name).Settings) for name in METHODS.names()]
-    if section is QuerySettings:
-        return [(name, STRATEGIES.get(name).Settings) for name in STRATEGIES.names()]
-    return []
+    registry = {BalancingSettings: METHODS, QuerySettings: STRATEGIES}.get(section)
+    return [(name, registry.get(name).Settings) for name in registry.names()] if registry is not None else []  # type: ignore[attr-defined]
+
+
+def _names_below(key: str, arguments: Sequence[str]) -> list[str]:
+    """The names that arguments such as --model.encoders.audio.dim use below a key."""
+    prefixes = (f"--{key}.", f"--{key.replace('_', '-')}.")
+    found = [a[len(p) :].split(".")[0] for a in arguments for p in prefixes if a.startswith(p)]
+    return [name for name in dict.fromkeys(found) if name not in ("", "NAME")]
 
 
 def _holds_settings(hint: Any) -> bool:
@@ -160,13 +199,31 @@ def _metavar(hint: Any) -> str:
     )
 
 
-def _help(field: dataclasses.Field[Any], hint: Any, star: str) -> str:
-    default = field.default
+def _help(key: str, option: _Option, cls: type[Settings]) -> str:
+    """Says what a key means, which methods have it, and its default."""
+    field = option.field
+    text = field.metadata["help"]
+    if not field.metadata.get("defines", True):
+        text = f"* {text}"
+    default = _shown(field.default)
+    if option.variants:
+        defaults = {name: _shown(value) for name, value in option.variants.items()}
+        text = f"[{', '.join(defaults)}] {text}"
+        if len(set(defaults.values())) > 1:
+            default = ", ".join(f"{value} with {name}" for name, value in defaults.items())
+    elif field.name in ("method", "strategy") and field.default is dataclasses.MISSING:
+        text = f"{text}: {', '.join((METHODS if field.name == 'method' else STRATEGIES).names())}"
+        section = _names(cls).get(key.split(".")[0], {})
+        default = section.get(field.name)
+    return (text if default is None else f"{text} (default: {default})").replace("%", "%%")
+
+
+def _shown(default: Any) -> str | None:
     if default is dataclasses.MISSING:
-        names = {"method": METHODS.names, "strategy": STRATEGIES.names}.get(field.name)
-        return f"{star}{field.metadata['help']}" + (f": {', '.join(names())}" if names else "")
-    shown = "none" if default is None else str(default).lower() if isinstance(default, bool) else default
-    return f"{star}{field.metadata['help']} (default: {shown})".replace("%", "%%")
+        return None
+    if default is None:
+        return "none"
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _value(text: str, hint: Any, key: str) -> Any:
@@ -190,26 +247,35 @@ def _put(content: dict[str, Any], key: str, value: Any) -> None:
     content[name] = value
 
 
-def _merge(content: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Merges settings into others. A section that names another method or strategy replaces the whole section, since
-    the options of one do not fit another."""
+def _merge(content: dict[str, Any], more: Mapping[str, Any], where: str = "") -> None:
+    """Merges settings into others, later ones winning. Naming another method or strategy leaves the options of the
+    one before behind, since they mean something else or nothing to it; what every method has stays."""
     for key, value in more.items():
         old = content.get(key)
-        named = isinstance(value, Mapping) and any(n in value for n in ("method", "strategy"))
-        if isinstance(value, Mapping) and isinstance(old, dict) and not named:
-            _merge(old, value)
-        else:
+        if old is None or (not isinstance(old, dict) and not isinstance(value, Mapping)):
             content[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def _named(cls: type[Settings], content: dict[str, Any]) -> dict[str, Any]:
-    """Fills in the default method and strategy, so that their options can be given without naming them."""
-    filled = dict(content)
-    for field in dataclasses.fields(cls):
-        if field.default_factory is dataclasses.MISSING or field.name not in filled:
             continue
-        default = field.default_factory()
-        for name in ("method", "strategy"):
-            if hasattr(default, name) and isinstance(filled[field.name], Mapping):
-                filled[field.name] = {name: getattr(default, name), **filled[field.name]}
-    return filled
+        if value is None:
+            # A section without a line below it.
+            continue
+        for side in (old, value):
+            if not isinstance(side, Mapping):
+                raise ConfigError(f"{where}{key}: {side!r} is not accepted; it must be a mapping of keys to values")
+        for base, name in _NAMES.items():
+            if name in value and name in old and value[name] != old[name]:
+                shared = {field.name for field in dataclasses.fields(base)}
+                for option in set(old) - shared:
+                    del old[option]
+        _merge(old, value, f"{where}{key}.")
+
+
+def _names(cls: type[Settings]) -> dict[str, Any]:
+    """Returns the default method and strategy, so that their options can be given without naming them."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+            for base, name in _NAMES.items():
+                if isinstance(default, base):
+                    found[field.name] = {name: getattr(default, name)}
+    return found

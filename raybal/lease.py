@@ -1,27 +1,37 @@
-"""One driver at a time: a lease with a fencing number in the store.
+"""One driver at a time: a lease in the store.
 
-A driver takes the lease when its store has none, when the last one was given back, when its process is known to be
-dead (same machine), or when it has not been renewed for `EXPIRY_SECONDS`. Each taking raises the fencing number;
-what a driver or its workers publish is checked against it, so that a process that outlived its driver cannot
-write into the store of the next.
+`lease.yaml` names the driver that holds the lease, by a token of its own, and is renewed while the driver lives. What
+a driver or its workers publish is checked against the token, so that a process that outlived its driver cannot write
+into the store of the next.
+
+In a local folder the driver also holds a lock of the operating system on `lease.lock`, which ends with its process
+whatever happens: a second driver is refused at once, and the lease of a killed one is free at once. Elsewhere a lease
+is over when it was given back, or when nobody has renewed it for `EXPIRY_SECONDS` of watching; clocks of different
+machines are never compared.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
 import threading
 import time
+import uuid
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from raybal.errors import StoreError
-from raybal.store import Store
+from raybal.store import Store, storage_errors
 
 NAME = "lease.yaml"
+LOCK = "lease.lock"
 EXPIRY_SECONDS = 30.0
 RENEWAL_SECONDS = 5.0
+#: How long to wait before reading back a lease that no lock protects: longer than writing it takes.
+SETTLE_SECONDS = 2.0
+POLL_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -29,30 +39,39 @@ log = logging.getLogger(__name__)
 class Lease:
     """A context manager that holds a store's lease and renews it in a background thread.
 
+    Attributes:
+        token: names this holding of the lease, for `is_current`.
+        fence: how many times the store's lease has been taken.
+
     Raises:
         StoreError: on entering, if another driver is at work on the store.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.token = uuid.uuid4().hex
         self.fence = 0
+        self._lock: IO[str] | None = None
         self._stop = threading.Event()
-        self._lost: str | None = None
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Lease:
-        held = _read(self.store)
-        if held is not None:
-            _wait_until_free(self.store, held)
-        # Read again: whoever waited beside us may have taken it.
-        held = _read(self.store)
-        if held is not None and not _is_over(held):
-            raise _in_use(self.store, held)
-        self.fence = (held or {}).get("fence", 0) + 1
-        self._write(released=False)
-        if (_read(self.store) or {}).get("owner") != _owner():
-            raise _in_use(self.store, _read(self.store) or {})
-        self.store.sweep()
+        try:
+            self._lock = _lock(self.store)
+            held = _read(self.store)
+            if held is not None and not self._is_over(held):
+                held = _watch(self.store, held)
+            self.fence = (held or {}).get("fence", 0) + 1
+            self._write(released=False)
+            if self._lock is None:
+                time.sleep(SETTLE_SECONDS)
+                now = _read(self.store) or {}
+                if now.get("token") != self.token:
+                    raise _in_use(self.store, now)
+            self.store.sweep()
+        except BaseException:
+            self._unlock()
+            raise
         self._thread = threading.Thread(target=self._renew, name="raybal-lease", daemon=True)
         self._thread.start()
         return self
@@ -63,74 +82,102 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if self._lost is None and is_current(self.store, self.fence):
-            self._write(released=True)
+        try:
+            if is_current(self.store, self.token):
+                self._write(released=True)
+        except StoreError as failure:
+            # Whatever ended the work matters more; an unreleased lease runs out by itself.
+            log.warning("could not give the lease back: %s", failure)
+        finally:
+            self._unlock()
 
     def check(self) -> None:
         """Raises a StoreError if the lease has passed to another driver."""
-        if self._lost is not None or not is_current(self.store, self.fence):
+        if not is_current(self.store, self.token):
             raise StoreError(f"store {self.store.root}: another driver has taken over; this one stops")
 
+    def _is_over(self, held: dict[str, Any]) -> bool:
+        # With the lock in hand, a driver of this machine that did not give its lease back is dead.
+        return held["released"] or (self._lock is not None and held["owner"]["host"] == socket.gethostname())
+
     def _write(self, *, released: bool) -> None:
-        content = {"fence": self.fence, "owner": _owner(), "renewed": time.time(), "released": released}
-        self.store.write_yaml(NAME, content)
+        owner = {"host": socket.gethostname(), "pid": os.getpid()}
+        content = {"fence": self.fence, "token": self.token, "owner": owner, "renewed": time.time()}
+        self.store.write_yaml(NAME, content | {"released": released})
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEWAL_SECONDS):
             try:
-                if not is_current(self.store, self.fence):
-                    self._lost = "taken over"
+                if not is_current(self.store, self.token):
                     return
                 self._write(released=False)
             except StoreError as error:
-                # A passing fault; the next renewal or the next write of the driver will tell.
+                # A passing fault; the next renewal or the driver's next write will tell.
                 log.warning("could not renew the lease: %s", error)
 
-
-def is_current(store: Store, fence: int) -> bool:
-    """Returns whether this fencing number is still the store's newest."""
-    return (_read(store) or {}).get("fence", 0) == fence
-
-
-def _owner() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid())}
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
-def _start_time(pid: int) -> str | None:
-    """Returns when a process of this machine started (kernel ticks), or None if it cannot be known."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except OSError:
+def is_current(store: Store, token: str) -> bool:
+    """Returns whether the holding of the lease that a token names is still the store's newest."""
+    return (_read(store) or {}).get("token") == token
+
+
+def _lock(store: Store) -> IO[str] | None:
+    """Returns the lock of a local store, or None where there are no locks.
+
+    Raises:
+        StoreError: another process of this machine holds it.
+    """
+    if not store.is_local:
         return None
+    with storage_errors("write", store.path(LOCK)):
+        os.makedirs(store.path(), exist_ok=True)
+        file = open(store.path(LOCK), "a", encoding="utf-8")  # noqa: SIM115 - held as long as the lease
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise _in_use(store, _read(store) or {}) from error
+    except OSError:
+        # A network file system without locks.
+        file.close()
+        return None
+    return file
 
 
 def _read(store: Store) -> dict[str, Any] | None:
-    return store.read_yaml(NAME) if store.exists(NAME) else None
+    if not store.exists(NAME):
+        return None
+    content = store.read_yaml(NAME)
+    if not isinstance(content, dict) or not {"fence", "token", "owner", "renewed", "released"} <= set(content):
+        raise StoreError(f"{store.path(NAME)} is not a lease; if no driver is at work on the store, delete it")
+    return content
 
 
-def _is_over(held: dict[str, Any]) -> bool:
-    if held.get("released") or time.time() - held["renewed"] > EXPIRY_SECONDS:
-        return True
-    owner = held["owner"]
-    if owner["host"] != socket.gethostname() or owner["started"] is None or not os.path.isdir("/proc"):
-        return False
-    return _start_time(owner["pid"]) != owner["started"]
+def _watch(store: Store, held: dict[str, Any]) -> dict[str, Any] | None:
+    """Watches a lease until it is given back or has not been renewed for long enough; returns it.
 
-
-def _wait_until_free(store: Store, held: dict[str, Any]) -> None:
-    """Waits for a lease that is not renewed any more; one that is renewed meanwhile ends the wait."""
-    if _is_over(held):
-        return
-    log.info("the store was in use by another driver a moment ago; waiting to see whether it still runs")
-    while not _is_over(held):
-        time.sleep(1.0)
+    Raises:
+        StoreError: it is renewed.
+    """
+    log.info(
+        "the store was last held by a driver on %s; watching for %.0f s whether it still runs",
+        held["owner"]["host"],
+        EXPIRY_SECONDS,
+    )
+    deadline = time.monotonic() + EXPIRY_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(min(POLL_SECONDS, max(deadline - time.monotonic(), 0)))
         now = _read(store)
-        if now is None:
-            return
-        if now["renewed"] != held["renewed"] and not now.get("released"):
+        if now is None or now["released"]:
+            return now
+        if (now["renewed"], now["token"]) != (held["renewed"], held["token"]):
             raise _in_use(store, now)
-        held = now
+    return held
 
 
 def _in_use(store: Store, held: dict[str, Any]) -> StoreError:

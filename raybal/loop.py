@@ -128,6 +128,8 @@ class Loop:
         """
         try:
             self._collect()
+            if self.initial:
+                log.info("the manifest labels %d of the training items; they are not asked for", len(self.initial))
             if self.config.train.num_workers == 0:
                 # The actors start while the first round trains.
                 _ = self.scorers
@@ -221,7 +223,7 @@ class Loop:
             spec=spec,
             settings=config.train,
             seed=hashing.digest(config.seed, "train", current.number),
-            fence=self.lease.fence,
+            token=self.lease.token,
             warm=Round(self.store, current.number - 1).model if warm else None,
         )
         if not self.store.exists(f"{folder}/items.parquet"):
@@ -417,6 +419,8 @@ class Loop:
         asked = len(self._asked(10**9))
         if self.config.label_budget < asked:
             raise ConfigError(f"label_budget: {self.config.label_budget} is not accepted; {asked} items were asked for")
+        # What may change has perhaps changed.
+        self.store.write_yaml("experiment.yaml", begun | {"settings": dataclasses.asdict(self.config)})
 
 
 def _query_table(query: Query, about: dict[str, dict[str, Any]], modalities: Sequence[str]) -> pa.Table:

@@ -11,13 +11,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from raybal.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 class Registry(Generic[T]):
@@ -62,7 +64,20 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: no such name; the message lists the names there are.
         """
-        if name not in self._classes:
+        if not isinstance(name, str) or name not in self._classes:
             known = ", ".join(self.names())
             raise ConfigError(f"{name!r} is not a {self.what}; choose one of {known}{did_you_mean(name, self.names())}")
         return self._classes[name]
+
+    def settings(self, content: Mapping[str, Any], key: str, default: type[S]) -> type[S]:
+        """Returns the `Settings` of the class that content[key] names, or the default if it names none.
+
+        Raises:
+            ConfigError: no such name; the message begins with the key.
+        """
+        if key not in content:
+            return default
+        try:
+            return self.get(content[key]).Settings  # type: ignore[attr-defined]
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from None

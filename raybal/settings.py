@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import operator
 import types
 import typing
@@ -153,7 +154,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         # YAML 1.1 reads 1e-3 as text.
         with contextlib.suppress(ValueError):
-            return float(value)
+            if math.isfinite(number := float(value)):
+                return number
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if hint is bool and isinstance(value, bool):

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import urllib.parse
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+import safetensors
 import safetensors.torch
 import torch
 import yaml
@@ -24,13 +26,26 @@ import yaml
 from raybal.errors import StoreError
 
 TEMPORARY = ".tmp-"
+ROW_GROUP_BYTES = 8 * 2**20
+# libyaml is several times faster where it is there.
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_YAML_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+def join(root: str, name: str) -> str:
+    """Returns the path or URI of what is called `name` below a root; in a URI the name is encoded."""
+    if "://" not in root:
+        return f"{root.rstrip('/')}/{name}"
+    head, mark, options = root.partition("?")
+    return f"{head.rstrip('/')}/{urllib.parse.quote(name)}{mark}{options}"
 
 
 class Store:
     """Files below one root, by relative path ("rounds/003/select.yaml").
 
     Args:
-        root: a local path, or a URI that pyarrow.fs understands (file://, s3://, gs://).
+        root: a local path, or a URI that pyarrow.fs understands (file://, s3://, gs://). Credentials come from the
+            environment; a URI that carries them is refused, since roots end up in logs, sheets and reports.
 
     Raises:
         StoreError: from every method, naming the file, when the storage refuses.
@@ -38,6 +53,11 @@ class Store:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.fspath(root)
+        if "@" in urllib.parse.urlsplit(self.root).netloc:
+            raise StoreError(
+                "a URI with a key or password in it is not accepted, it would show up in logs and reports; set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the like) in the environment instead"
+            )
         try:
             if "://" in self.root:
                 self.filesystem, self._base = pafs.FileSystem.from_uri(self.root)
@@ -61,30 +81,33 @@ class Store:
 
     def sub(self, name: str) -> Store:
         """Returns the store of one sub-folder."""
-        head, mark, options = self.root.partition("?")
-        return Store(f"{head.rstrip('/')}/{name}{mark}{options}")
+        return Store(join(self.root, name))
+
+    def where(self, name: str) -> str:
+        """Returns the full path or URI of a file, to show it or to open it elsewhere."""
+        return join(self.root, name)
 
     def exists(self, name: str = "") -> bool:
         """Returns whether a file or folder of this name exists."""
-        with _errors("look for", self.path(name)):
+        with storage_errors("look for", self.path(name)):
             return self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound
 
     def names(self, folder: str = "") -> list[str]:
         """Returns the sorted names of the files and folders in a folder; none if it does not exist."""
         selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
-        with _errors("list", self.path(folder)):
+        with storage_errors("list", self.path(folder)):
             found = [info.base_name for info in self.filesystem.get_file_info(selector)]
         return sorted(name for name in found if not name.startswith(TEMPORARY))
 
     def read_bytes(self, name: str) -> bytes:
         """Returns a file's content."""
-        with _errors("read", self.path(name)), self.filesystem.open_input_stream(self.path(name)) as stream:
+        with storage_errors("read", self.path(name)), self.filesystem.open_input_stream(self.path(name)) as stream:
             return stream.read()
 
     def write_bytes(self, name: str, content: bytes | memoryview) -> None:
         """Writes a file; whoever reads meanwhile sees the old content or the new one, never a part."""
         path = self.path(name)
-        with _errors("write", path):
+        with storage_errors("write", path):
             if not self.is_local:
                 with self.filesystem.open_output_stream(path) as stream:
                     stream.write(content)
@@ -105,12 +128,12 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Deletes a file; one that is not there is no error."""
-        with _errors("delete", self.path(name)), contextlib.suppress(FileNotFoundError):
+        with storage_errors("delete", self.path(name)), contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_file(self.path(name))
 
     def clear(self, folder: str) -> None:
         """Deletes a folder with all that is in it."""
-        with _errors("clear", self.path(folder)), contextlib.suppress(FileNotFoundError):
+        with storage_errors("clear", self.path(folder)), contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_dir(self.path(folder))
 
     def sweep(self) -> None:
@@ -126,32 +149,36 @@ class Store:
     def read_yaml(self, name: str) -> Any:
         """Returns the content of a YAML file."""
         try:
-            return yaml.safe_load(self.read_bytes(name))
+            return yaml.load(self.read_bytes(name), Loader=_YAML_LOADER)
         except yaml.YAMLError as error:
             raise StoreError(f"{self.path(name)} is not readable YAML: {error}") from error
 
     def write_yaml(self, name: str, content: Any) -> None:
         """Writes plain values (numbers, strings, lists, mappings) as YAML, keys in the order given."""
-        self.write_bytes(name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+        self.write_bytes(name, yaml.dump(content, Dumper=_YAML_DUMPER, sort_keys=False, allow_unicode=True).encode())
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Returns a Parquet file as a table; a local one is memory-mapped."""
-        with _errors("read", self.path(name)):
+        with storage_errors("read", self.path(name)):
             return pq.ParquetFile(self.path(name), filesystem=self.filesystem, memory_map=self.is_local).read(
                 columns=columns
             )
 
     def write_table(self, name: str, table: pa.Table, compression: str = "zstd") -> None:
-        """Writes a table as one Parquet file."""
+        """Writes a table as one Parquet file, in row groups of about 8 MB so that a few rows can be read alone."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression=compression)
+        rows = max(1, len(table) * ROW_GROUP_BYTES // max(table.nbytes, 1))
+        pq.write_table(table, sink, compression=compression, row_group_size=rows)
         self.write_bytes(name, memoryview(sink.getvalue()))
 
     def read_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Returns (tensors, metadata) of a safetensors file."""
         content = self.read_bytes(name)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return safetensors.torch.load(content), json.loads(header["__metadata__"]["raybal"])
+        try:
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            return safetensors.torch.load(content), json.loads(header["__metadata__"]["raybal"])
+        except (ValueError, KeyError, safetensors.SafetensorError) as error:
+            raise StoreError(f"{self.path(name)} is not a file of tensors that raybal wrote: {error!r}") from error
 
     def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
         """Writes tensors as safetensors, with plain values as metadata in the same file."""
@@ -169,7 +196,8 @@ _REASONS = {
 
 
 @contextlib.contextmanager
-def _errors(action: str, path: str) -> Iterator[None]:
+def storage_errors(action: str, path: str) -> Iterator[None]:
+    """Turns what storage refuses into a StoreError that says what was tried, where, and what to do."""
     try:
         yield
     except (OSError, pa.ArrowInvalid) as error:

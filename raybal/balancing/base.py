@@ -32,7 +32,7 @@ class BalancingSettings(Settings):
 
     @classmethod
     def resolve(cls, content: Mapping[str, Any]) -> type[BalancingSettings]:
-        return METHODS.get(content["method"]).Settings if "method" in content else cls
+        return METHODS.settings(content, "method", cls)
 
 
 @dataclass

@@ -25,7 +25,7 @@ class MLBSettings(CoefficientSettings):
     """Settings of MLB. Published alpha / beta_max with Adam: CREMA-D ResNet-18 0.5 / 10, CREMA-D Conformer 5 / 2,
     AVE 2 / 1, UCF101 2 / 0.5."""
 
-    method: str = "mlb"
+    method: str = setting("mlb", help="balancing method")
     alpha: float = setting(
         0.5,
         gt=0,

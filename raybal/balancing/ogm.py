@@ -24,7 +24,7 @@ from raybal.settings import setting
 class OGMSettings(CoefficientSettings):
     """Settings of OGM. Published alpha: CREMA-D 0.8, VGGSound 0.1 (epochs 0 to 50 of 100: `pace` window to 0.5)."""
 
-    method: str = "ogm"
+    method: str = setting("ogm", help="balancing method")
     alpha: float = setting(
         0.8,
         gt=0,

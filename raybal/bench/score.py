@@ -35,7 +35,7 @@ def bench_score(items: int, seconds: float, cores: int) -> dict[str, float]:
         make_pool(f"{folder}/pool", items)
         pool, store = Pool(f"{folder}/pool"), Store(f"{folder}/store")
         classes = pool.info.classes or ()
-        spec = PredictorSpec(pool.info.modalities, classes, ModelSettings(), MLBSettings(), seed=0)
+        spec = PredictorSpec(pool.info.modalities, classes, ModelSettings(), MLBSettings(method="mlb"), seed=0)
         model = {f"model.{k}": v for k, v in spec.build()[0].state_dict().items()}
         save_predictor(store, MODEL, spec, model)
         positions = np.arange(len(pool))

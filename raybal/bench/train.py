@@ -60,7 +60,7 @@ def bench_train(items: int, seconds: float, cores: int, method: str = "multi_los
                 spec=spec,
                 settings=dataclasses.replace(settings, num_workers=workers),
                 seed=0,
-                fence=0,
+                token=None,
             )
             task.write_items(pairs, [])
             history = train(task, ResourceSettings(cpus_per_worker=cpus))["history"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -258,7 +259,8 @@ def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
     head, mark, options = uri.partition("?")
     scheme, _, rest = head.partition("://")
     bucket = rest.split("/", 1)[0]
-    return _filesystem(f"{scheme}://{bucket}{mark}{options}"), rest if scheme != "file" else f"/{rest.lstrip('/')}"
+    path = urllib.parse.unquote(rest)
+    return _filesystem(f"{scheme}://{bucket}{mark}{options}"), path if scheme != "file" else f"/{path.lstrip('/')}"
 
 
 @functools.lru_cache(maxsize=64)

@@ -24,12 +24,12 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raybal.errors import DataError, did_you_mean, shorten
-from raybal.store import Store
+from raybal.store import Store, join
+from raybal.tables import read_csv
 
 SPLITS = ("train", "val", "test")
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -111,15 +111,16 @@ def _open(place: str) -> tuple[Store, str | None]:
 
 
 def _read_files(folder: Store, names: Sequence[str]) -> Manifest:
-    tables, files, rows, fingerprints = [], [], [], {}
+    tables: list[pa.Table] = []
+    files, rows, fingerprints = [], [], {}
     sources: tuple[Source, ...] | None = None
     for name in names:
-        path = f"{folder.root.rstrip('/')}/{name}" if "?" not in folder.root else folder.sub(name).root
+        path = folder.where(name)
         table, found, count = _read_one(folder, name)
-        if sources is not None and found != sources:
+        if sources is not None and set(found) != set(sources):
             raise DataError(f"{folder.path(name)} has other media columns than {folder.path(names[0])}")
-        sources = found
-        tables.append(table)
+        sources = sources or found
+        tables.append(table if not tables else table.select(tables[0].column_names))
         if any(s.kind != "uri" for s in found):
             files.append(path)
             rows.append(count)
@@ -135,11 +136,7 @@ def _read_one(folder: Store, name: str) -> tuple[pa.Table, tuple[Source, ...], i
     path = folder.path(name)
     if name.endswith(".csv"):
         try:
-            content = folder.read_bytes(name)
-            columns = pacsv.open_csv(pa.BufferReader(content)).schema.names
-            # As text: an id or a label of digits stays what it is.
-            options = pacsv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=True)
-            table = pacsv.read_csv(pa.BufferReader(content), convert_options=options)
+            table = read_csv(folder.read_bytes(name))
         except pa.ArrowInvalid as error:
             raise DataError(f"{path} cannot be read as CSV: {error}") from error
         schema = table.schema
@@ -183,13 +180,17 @@ def _source(field: pa.Field) -> SourceKind | None:
         return "uri"
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return "bytes"
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if _is_list(kind):
         inner = kind.value_type
         if pa.types.is_floating(inner) or pa.types.is_integer(inner):
             return "features"
-        if pa.types.is_list(inner) or pa.types.is_large_list(inner) or pa.types.is_fixed_size_list(inner):
+        if _is_list(inner) and (pa.types.is_floating(inner.value_type) or pa.types.is_integer(inner.value_type)):
             return "sequence"
     return None
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _plain(table: pa.Table, path: str) -> pa.Table:
@@ -212,9 +213,7 @@ def _absolute(uris: list[str | None], folder: Store) -> list[str | None]:
     def one(uri: str | None) -> str | None:
         if not uri:
             return None
-        if "://" in uri or uri.startswith("/"):
-            return uri
-        return folder.sub(uri).root if "?" in folder.root else f"{folder.root.rstrip('/')}/{uri}"
+        return uri if "://" in uri or uri.startswith("/") else join(folder.root, uri)
 
     return [one(u) for u in uris]
 
@@ -249,7 +248,9 @@ def _bare_folder(folder: Store) -> Manifest:
     names = sorted(
         os.path.relpath(info.path, folder.path())
         for info in folder.filesystem.get_file_info(selector)
-        if info.type == pafs.FileType.File and os.path.splitext(info.path)[1].lower() in _MEDIA_SUFFIXES
+        if info.type == pafs.FileType.File
+        and os.path.splitext(info.path)[1].lower() in _MEDIA_SUFFIXES
+        and not info.base_name.startswith(".")
     )
     if not names:
         raise DataError(

@@ -30,7 +30,7 @@ from raybal.data.manifest import SPLITS, Manifest, Source, read_manifest
 from raybal.data.probe import find_modalities
 from raybal.data.schema import Modality, PoolInfo
 from raybal.data.split import assign_groups
-from raybal.errors import DataError, shorten
+from raybal.errors import ConfigError, DataError, shorten
 from raybal.media.audio import AudioSettings
 from raybal.media.video import VideoSettings
 from raybal.settings import Settings, from_plain, setting
@@ -68,6 +68,14 @@ class PrepareConfig(Settings):
     )
     seed: int = setting(0, ge=0, help="of the split")
     max_damage: float = setting(0.05, ge=0, le=1, help="share of damaged items above which preparation stops")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.test_share + self.val_share >= 1:
+            raise ConfigError(
+                f"val_share: {self.val_share} is not accepted; with test_share ({self.test_share}) it must leave "
+                "something to train on"
+            )
 
 
 def prepare(config: PrepareConfig) -> PoolInfo:

@@ -24,7 +24,7 @@ def assign_groups(
         groups: the group of each item.
         shares: wanted share of each part; the first part takes what is left over.
         seed: of the order of the groups.
-        taken: parts of groups that are assigned already; they stay and count.
+        taken: parts of groups that are assigned already; they stay and count, also in a part without a share.
 
     Returns:
         The part of each item.
@@ -36,7 +36,7 @@ def assign_groups(
     have = dict.fromkeys(shares, 0)
     for group, size in sizes.items():
         if group in part_of:
-            have[part_of[group]] += size
+            have[part_of[group]] = have.get(part_of[group], 0) + size
     new = [g for g in sizes if g not in part_of]
     first, *others = shares
     for i in hashing.order(new, seed):

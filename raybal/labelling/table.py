@@ -8,6 +8,8 @@ Conflicting answers are listed in `conflicts.csv`, whose column `resolution` set
 from __future__ import annotations
 
 import io
+import logging
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
@@ -18,10 +20,14 @@ import pyarrow.parquet as pq
 from raybal.errors import LabelError, did_you_mean, shorten
 from raybal.labelling.journal import Answer, Labels
 from raybal.store import Store
+from raybal.tables import read_csv
 
 FOLDER = "sheets"
 CONFLICTS = "conflicts.csv"
 CANNOT_LABEL = "cannot label"
+_SHEET = re.compile(r"round-\d{3,}\.(csv|parquet)")
+
+log = logging.getLogger(__name__)
 
 
 class TableLabeller:
@@ -47,7 +53,7 @@ class TableLabeller:
         self.sheet = sheet
 
     def where(self, round_number: int) -> str:
-        return self.store.path(self._name(round_number))
+        return self.store.where(self._name(round_number))
 
     def ask(self, round_number: int, ids: Sequence[str]) -> None:
         name = self._name(round_number)
@@ -72,8 +78,13 @@ class TableLabeller:
         for name in self.store.names(FOLDER):
             if name == CONFLICTS:
                 answers += self._read(name, "resolution", asked)
-            elif name.startswith("round-"):
+            elif _SHEET.fullmatch(name):
                 answers += self._read(name, "answer", asked)
+            else:
+                log.warning(
+                    "%s is not a query sheet (round-NNN.csv or .parquet) and is not read",
+                    self.store.where(f"{FOLDER}/{name}"),
+                )
         return answers
 
     def report_conflicts(self, labels: Labels) -> str | None:
@@ -93,32 +104,30 @@ class TableLabeller:
             for item, given in labels.conflicts.items()
         ]
         self.store.write_bytes(name, _csv(pa.Table.from_pylist(rows)))
-        return self.store.path(name)
+        return self.store.where(name)
 
     def _name(self, round_number: int) -> str:
         return f"{FOLDER}/round-{round_number:03d}.{self.sheet}"
 
     def _read(self, name: str, kind: Literal["answer", "resolution"], asked: Collection[str]) -> list[Answer]:
-        path = self.store.path(f"{FOLDER}/{name}")
+        path = self.store.where(f"{FOLDER}/{name}")
         column = "label" if kind == "answer" else "resolution"
         table = _table(self.store.read_bytes(f"{FOLDER}/{name}"), name, path)
         for needed in ("id", column):
             if needed not in table.column_names:
                 raise LabelError(f"{path} has no column {needed!r}; it has {', '.join(table.column_names)}")
-        cells = list(zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True))
         wrong, answers = [], []
-        for row, (item, cell) in enumerate(cells, 2):
-            text = ("" if cell is None else str(cell)).strip()
+        for row, cells in enumerate(zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True), 2):
+            item, text = map(_text, cells)
             if not text:
                 continue
-            if text.lower() == CANNOT_LABEL:
-                answers.append(Answer(str(item), None, name, kind))
-            elif text not in self.classes:
-                wrong.append(f"row {row}, item {item}: {text!r}{did_you_mean(text, self.classes)}")
-            elif str(item) not in asked:
+            label = None if text.lower() == CANNOT_LABEL else text
+            if item not in asked:
                 wrong.append(f"row {row}: item {item!r} was never asked for")
+            elif label is not None and label not in self.classes:
+                wrong.append(f"row {row}, item {item}: {text!r}{did_you_mean(text, self.classes)}")
             else:
-                answers.append(Answer(str(item), text, name, kind))
+                answers.append(Answer(item, label, name, kind))
         if wrong:
             raise LabelError(
                 f"{path}: {'; '.join(wrong[:10])}{f'; and {len(wrong) - 10} more' if len(wrong) > 10 else ''}. "
@@ -135,13 +144,18 @@ def _csv(table: pa.Table) -> bytes:
 
 
 def _table(content: bytes, name: str, path: str) -> pa.Table:
+    """Reads a sheet, with column names in any case."""
     try:
-        if name.endswith(".parquet"):
-            return pq.read_table(io.BytesIO(content))
-        text = pa.string()
-        # As text, so that a class named 007 or an id of digits stays what it is.
-        names = pacsv.open_csv(io.BytesIO(content)).schema.names
-        options = pacsv.ConvertOptions(column_types=dict.fromkeys(names, text), strings_can_be_null=False)
-        return pacsv.read_csv(io.BytesIO(content), convert_options=options)
+        table = pq.read_table(io.BytesIO(content)) if name.endswith(".parquet") else read_csv(content)
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise LabelError(f"{path} cannot be read as a table: {error}") from error
+    return table.rename_columns([column.strip().lower() for column in table.column_names])
+
+
+def _text(cell: object) -> str:
+    """Returns a cell as text: a whole number as one, whatever pandas made of it, and nothing for NaN."""
+    if cell is None or cell != cell:
+        return ""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return str(cell).strip()

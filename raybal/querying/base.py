@@ -33,7 +33,7 @@ class QuerySettings(Settings):
 
     @classmethod
     def resolve(cls, content: Mapping[str, Any]) -> type[QuerySettings]:
-        return STRATEGIES.get(content["strategy"]).Settings if "strategy" in content else cls
+        return STRATEGIES.settings(content, "strategy", cls)
 
 
 @dataclass

@@ -22,13 +22,13 @@ class Checkpoints:
     Args:
         store: the experiment's store.
         folder: the run's folder in it.
-        fence: fencing number of the driver that started the run; None writes without a check.
+        token: names the lease of the driver that started the run; None writes without a check.
     """
 
-    def __init__(self, store: Store, folder: str, fence: int | None = None) -> None:
+    def __init__(self, store: Store, folder: str, token: str | None = None) -> None:
         self.store = store
         self.folder = folder
-        self.fence = fence
+        self.token = token
 
     def epochs(self, kind: str) -> list[int]:
         """Returns the epochs of which there is a checkpoint of a kind ("epoch" or "best"), ascending."""
@@ -41,7 +41,7 @@ class Checkpoints:
         Raises:
             StoreError: the driver that started this run has been superseded.
         """
-        if self.fence is not None and not is_current(self.store, self.fence):
+        if self.token is not None and not is_current(self.store, self.token):
             raise StoreError(f"store {self.store.root}: another driver has taken over; this training run stops")
         self.store.write_tensors(self._name(kind, epoch), tensors, metadata)
 

@@ -32,7 +32,7 @@ class TrainTask:
         spec: the model and the method, with the seed of the initial weights.
         settings: of the training.
         seed: what batches and dropout depend on.
-        fence: fencing number of the driver.
+        token: names the driver's lease of the store; None writes without a check.
         warm: name of a predictor in the store to start from; None starts fresh.
     """
 
@@ -42,7 +42,7 @@ class TrainTask:
     spec: PredictorSpec
     settings: TrainSettings
     seed: int
-    fence: int
+    token: str | None
     warm: str | None = None
 
     def write_items(self, train: Sequence[tuple[str, int]], validation: Sequence[tuple[str, int]]) -> None:
@@ -81,7 +81,7 @@ class TrainTask:
             validation=validation,
             settings=self.settings,
             seed=self.seed,
-            checkpoints=Checkpoints(store, self.folder, self.fence),
+            checkpoints=Checkpoints(store, self.folder, self.token),
             device=self.settings.resolve_device(),
             workers=workers,
         )

@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,7 +97,6 @@ def test_one_group_goes_to_one_part():
     assert assign_groups(["a", "b"], {"train": 1.0}, 0) == ["train", "train"]
 
 
-@pytest.mark.xfail(strict=True, reason="a KeyError", raises=KeyError)
 def test_a_taken_group_may_be_in_a_part_that_gets_no_share_any_more():
     # E.g. a pool with a validation split that is extended without asking for one again.
     parts = assign_groups(["a", "b", "c", "d"], {"train": 0.5, "test": 0.5}, 0, taken={"a": "val"})

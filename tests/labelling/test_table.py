@@ -135,8 +135,23 @@ def test_labels_that_are_numbers_in_parquet(store):
         'id,uri,label,comment\nb,/x,cat,"two\nlines, here"\nc,/x,CANNOT LABEL,\n',
         "id,label\nb,cat\nc,cannot label\n001,   \n",
         "id,label\nb,cat\nc,cannot label",
+        "id;uri;label\nb;/x;cat\nc;/x;cannot label\n",
+        "id\turi\tlabel\nb\t/x\tcat\nc\t/x\tcannot label\n",
+        "ID, URI, Label\nb,/x,cat\nc,/x,cannot label\n",
     ],
-    ids=["plain", "quotes", "order", "blank lines", "empty columns", "comments", "spaces", "no last line end"],
+    ids=[
+        "plain",
+        "quotes",
+        "order",
+        "blank lines",
+        "empty columns",
+        "comments",
+        "spaces",
+        "no last line end",
+        "semicolons",
+        "tabs",
+        "capitals",
+    ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_sheets_as_spreadsheets_save_them(labeller, text, encoding):
@@ -152,8 +167,6 @@ def test_sheets_as_spreadsheets_save_them(labeller, text, encoding):
         ),
         ("id,uri,label\nb,x,cat\nzz,x,dog\n", ["row 3: item 'zz' was never asked for"]),
         ("id,uri,label\nb,x,7\n", ["row 2, item b: '7'", "cat, dog, 007, hot dog, mustard, NA, or 'cannot label'"]),
-        ("id;uri;label\nb;x;cat\n", ["has no column 'id'; it has id;uri;label"]),
-        ("id\turi\tlabel\nb\tx\tcat\n", ["has no column 'id'"]),
         ("id,uri\nb,x\n", ["has no column 'label'; it has id, uri"]),
         ("id,uri,label\nb,cat\n", ["cannot be read as a table", "Expected 3 columns, got 2"]),
         ("", ["cannot be read as a table"]),
@@ -241,19 +254,16 @@ def test_a_wrong_resolution_is_named(store, labeller):
         labeller.collect(ASKED)
 
 
-@pytest.mark.xfail(strict=True, reason="only items with a class name are looked up")
 def test_cannot_label_of_an_item_that_was_never_asked_for(labeller):
     with pytest.raises(LabelError, match="'zz' was never asked for"):
         given(labeller, "id,uri,label\nzz,x,cannot label\n")
 
 
-@pytest.mark.xfail(strict=True, reason="a KeyError", raises=KeyError)
 def test_a_column_that_is_there_twice(labeller):
     with pytest.raises(LabelError, match=re.escape(labeller.store.path(SHEET))):
         given(labeller, "id,label,label\nb,cat,dog\n")
 
 
-@pytest.mark.xfail(strict=True, reason="a column of numbers with empty cells is read as 7.0", raises=LabelError)
 def test_whole_numbers_beside_empty_cells_in_parquet(store):
     labeller = TableLabeller(store, ["0", "7"], uris, "parquet")
     labeller.ask(0, ["b", "c"])
