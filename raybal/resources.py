@@ -6,11 +6,13 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.state import state as global_state  # what Ray Train and Data ask too; there is no public way
 from ray.train import ScalingConfig
 
 from raybal.errors import ConfigError
@@ -79,18 +81,31 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+def capacity(resource: str) -> float:
+    """Returns how much of a resource the cluster has, or can grow to if it autoscales within known limits."""
+    now = float(ray.cluster_resources().get(resource, 0.0))
+    limits = global_state.get_max_resources_from_cluster_config() or {}
+    limit = limits.get(resource, 0)
+    return now if limit == sys.maxsize else max(now, float(limit))
+
+
 def scaling(train: TrainSettings, settings: ResourceSettings) -> ScalingConfig:
     """Returns Ray Train's scaling for a training run.
 
     Raises:
-        ConfigError: the workers ask for more GPUs than a cluster that cannot grow has.
+        ConfigError: the workers ask for more than the cluster has or can grow to.
     """
-    gpus = ray.cluster_resources().get("GPU", 0.0)
     each = settings.gpus_per_worker
     if each is None:
-        each = 1.0 if gpus and train.device != "cpu" else 0.0
+        each = 1.0 if capacity("GPU") and train.device != "cpu" else 0.0
     if train.device == "cuda" and each == 0:
         raise ConfigError("train.device: 'cuda' needs resources.gpus_per_worker above 0, and the cluster has no GPU")
+    for name, key, wanted in (("CPU", "cpus_per_worker", settings.cpus_per_worker), ("GPU", "gpus_per_worker", each)):
+        if train.num_workers * wanted > capacity(name):
+            raise ConfigError(
+                f"train.num_workers: {train.num_workers} workers of {wanted:g} {name} each (resources.{key}) do not "
+                f"fit; the cluster has {capacity(name):g} {name} at most"
+            )
     return ScalingConfig(
         num_workers=train.num_workers,
         use_gpu=each > 0,
@@ -101,8 +116,8 @@ def scaling(train: TrainSettings, settings: ResourceSettings) -> ScalingConfig:
 def scoring_options(shards: int, settings: ResourceSettings) -> tuple[int, dict[str, Any]]:
     """Returns (number of scoring actors, options of each): one a GPU where the cluster has GPUs, else one a CPU, and
     never more than shards."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    most = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    gpus = int(capacity("GPU"))
+    most = gpus or max(1, int(capacity("CPU")))
     count = max(1, min(settings.scoring_actors or most, shards))
     options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 3, "max_task_retries": 3}
     return count, options | ({"num_gpus": 1} if gpus else {})

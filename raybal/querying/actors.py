@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,6 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.util import ActorPool
 
 from raybal import hashing
 from raybal.data.pool import Pool
@@ -44,8 +44,11 @@ class PoolActor:
         self.model: tuple[str, Any] = ("", None)
         self.holder: Holder | None = None
 
-    def score(self, folder: str, shard: str, positions: NDArray[np.int64], model: str) -> tuple[str, int]:
-        """Writes the scores of one shard's items to `folder`; returns (shard, number of items)."""
+    def ready(self) -> None:
+        """Returns when the actor has started."""
+
+    def score(self, folder: str, shard: str, positions: NDArray[np.int64], model: str) -> int:
+        """Writes the scores of one shard's items to `folder`; returns how many they are."""
         if self.model[0] != model:
             self.model = (model, load_predictor(self.store, model, self.device)[0])
         table = score_shard(
@@ -57,7 +60,7 @@ class PoolActor:
             batch_size=self.settings.batch_size,
         )
         self.store.write_table(f"{folder}/{shard}.parquet", table, compression="none")
-        return shard, len(table)
+        return len(table)
 
     def hold(self, folder: str, shards: list[str]) -> int:
         """Reads scored shards into memory; returns the number of items held."""
@@ -90,7 +93,7 @@ class ActorCandidates:
 
 
 class Scorers:
-    """The actors of one driver. They start in the background and live until `stop`.
+    """The actors of one driver. They start in the background, are used as they come, and live until `stop`.
 
     Args:
         pool, store: roots.
@@ -105,18 +108,17 @@ class Scorers:
         self.settings = settings
         self.store = Store(store)
         count, options = scoring_options(shards, resources)
-        self.actors = [
-            PoolActor.options(**options).remote(  # type: ignore[attr-defined]
-                pool, store, settings
-            )
-            for _ in range(count)
-        ]
+        kind: Any = PoolActor
+        started = [kind.options(**options).remote(pool, store, settings) for _ in range(count)]
+        # On a cluster that grows, some may come late or never.
+        self._starting = {actor.ready.remote(): actor for actor in started}
+        self.actors: list[Any] = []
 
     def stop(self) -> None:
         """Ends the actors and gives their resources back."""
-        for actor in self.actors:
+        for actor in [*self.actors, *self._starting.values()]:
             ray.kill(actor)
-        self.actors = []
+        self.actors, self._starting = [], {}
 
     def score(self, folder: str, shards: dict[str, NDArray[np.int64]], model: str) -> None:
         """Scores every shard that has no finished file in `folder` yet.
@@ -126,15 +128,41 @@ class Scorers:
             model: name of the predictor in the store.
         """
         done = {name.removesuffix(".parquet") for name in self.store.names(folder)}
-        left = [shard for shard in shards if shard not in done]
+        left = deque(shard for shard in shards if shard not in done)
         if len(left) < len(shards):
             log.info("scoring continues: %d of %d shards are done", len(shards) - len(left), len(shards))
-        pool, started, items = ActorPool(self.actors), time.monotonic(), 0
-        answers = pool.map_unordered(lambda actor, shard: actor.score.remote(folder, shard, shards[shard], model), left)
-        for number, (shard, count) in enumerate(answers, 1):
-            items += count
+        total, started, items, number = len(left), time.monotonic(), 0, 0
+        idle = list(self.actors)
+        running: dict[Any, tuple[Any, str]] = {}
+        while left or running:
+            while left and idle:
+                actor, shard = idle.pop(), left.popleft()
+                running[actor.score.remote(folder, shard, shards[shard], model)] = (actor, shard)
+            (ref,), _ = ray.wait([*running, *self._starting], num_returns=1)
+            if ref in self._starting:
+                idle.append(self._joined(ref))
+                continue
+            actor, shard = running.pop(ref)
+            try:
+                items += ray.get(ref)
+            except ray.exceptions.RayActorError:
+                # Lost more often than it may restart: the others take over.
+                self.actors.remove(actor)
+                left.append(shard)
+                if not self.actors and not self._starting:
+                    raise
+                continue
+            idle.append(actor)
+            number += 1
             rate = items / max(time.monotonic() - started, 1e-9)
-            log.info("scored %s: %d of %d shards, %.0f items/s", shard, number, len(left), rate)
+            log.info("scored %s: %d of %d shards, %.0f items/s", shard, number, total, rate)
+
+    def _joined(self, ref: Any) -> Any:
+        """Takes an actor that has started among those that work."""
+        actor = self._starting.pop(ref)
+        ray.get(ref)
+        self.actors.append(actor)
+        return actor
 
     def select(self, folder: str, shards: Sequence[str], request: Request) -> tuple[Query, ActorCandidates]:
         """Selects a query from scored shards; starts over if an actor is lost meanwhile.
@@ -143,6 +171,9 @@ class Scorers:
             The query, and the candidates that it was selected from.
         """
         strategy = STRATEGIES.get(self.settings.strategy)(self.settings)
+        if not self.actors:
+            (ref,), _ = ray.wait([*self._starting], num_returns=1)
+            self._joined(ref)
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 ray.get([a.hold.remote(folder, list(shards[i :: len(self.actors)])) for i, a in enumerate(self.actors)])
