@@ -9,7 +9,8 @@ from typing import Any
 
 from raybal.bench.toy import make_pool
 from raybal.config import LoopConfig
-from raybal.loop import PHASES, rounds_of, run_loop
+from raybal.loop import run_loop
+from raybal.rounds import PHASES, rounds_of
 from raybal.settings import from_plain
 from raybal.store import Store
 

@@ -18,11 +18,11 @@ from raybal.columns import tensor_column, tensor_field
 from raybal.data.manifest import Source
 from raybal.data.schema import Modality
 from raybal.errors import StoreError
-from raybal.media.audio import AudioSettings, decode_audio
-from raybal.media.clip import decode_clip
+from raybal.media.audio import AudioSettings
+from raybal.media.clip import decode_audio, decode_clip, decode_video
 from raybal.media.damage import MediaError
 from raybal.media.image import ImageSettings, decode_image
-from raybal.media.video import VideoSettings, decode_video
+from raybal.media.video import VideoSettings
 from raybal.settings import Settings, setting
 from raybal.store import Store
 

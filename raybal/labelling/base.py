@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from raybal.labelling.journal import Answer
+from raybal.labelling.journal import Answer, Labels
 from raybal.settings import Settings, setting
 
 
@@ -42,4 +42,8 @@ class Labeller(Protocol):
 
     def where(self, round_number: int) -> str:
         """Says what to fill in."""
+        ...
+
+    def report_conflicts(self, labels: Labels) -> str | None:
+        """Puts the open conflicts to whoever can settle them; returns where, or None if there are none."""
         ...

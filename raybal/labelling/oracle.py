@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from raybal.data.pool import Sidecar
-from raybal.labelling.journal import Answer
+from raybal.labelling.journal import Answer, Labels
 
 
 class Oracle:
@@ -34,3 +34,6 @@ class Oracle:
 
     def where(self, round_number: int) -> str:
         return "the manifest's label column"
+
+    def report_conflicts(self, labels: Labels) -> None:
+        """A manifest does not contradict itself."""

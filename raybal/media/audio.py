@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -14,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from raybal.errors import ConfigError
-from raybal.media.container import decode, seconds_at_end
+from raybal.media.container import decode, open_sound, seconds_at_end
 from raybal.media.damage import MediaError
 from raybal.settings import Settings, setting
 
 if TYPE_CHECKING:
     from av import Packet
-    from soundfile import SoundFile
 
 # Added to mel energies before the logarithm: about the energy of 16-bit rounding noise in one band, so that digital
 # silence is the finite -13.8 and lies well below any recorded silence.
@@ -78,28 +74,6 @@ class AudioSettings(Settings):
         return 1, self.mels, self.frame_count()
 
 
-def decode_audio(source: bytes, settings: AudioSettings) -> NDArray[np.float16] | None:
-    """Decodes the sound of a clip to a log-mel spectrogram.
-
-    Channels are averaged, the sound is resampled, cropped or padded with silence at both ends alike, and
-    transformed: log(mel energy + 1e-6), with a Hann window whose FFT is the next power of two.
-
-    Args:
-        source: the content of the file.
-        settings: rate, length and spectrogram.
-
-    Returns:
-        float16 [1, mels, frames], or None if the file has no audio track.
-
-    Raises:
-        MediaError: empty, not a clip, or damaged.
-        ConfigError: `settings.seconds` is not set.
-    """
-    from raybal.media.clip import decode_clip
-
-    return decode_clip(source, audio=settings)["audio"]
-
-
 def log_mel(waveform: NDArray[np.float32], sample_rate: int, settings: AudioSettings) -> NDArray[np.float16]:
     """Returns the log-mel spectrogram float16 [1, mels, frames] of a mono waveform [samples] in -1..1."""
     sound = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
@@ -148,18 +122,6 @@ def waveform_from_sound_file(source: bytes) -> tuple[NDArray[np.float32], int]:
         if len(samples) < sound.frames:
             raise MediaError(f"cut short: {len(samples)} of {sound.frames} declared samples")
         return samples.mean(1), sound.samplerate
-
-
-@contextmanager
-def open_sound(source: bytes) -> Iterator[SoundFile]:
-    """Opens a file with libsndfile; whatever that raises inside the block becomes a MediaError."""
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(io.BytesIO(source)) as sound:
-            yield sound
-    except soundfile.LibsndfileError as error:
-        raise MediaError(f"cannot be decoded: {error.error_string}") from error
 
 
 def _block(frame: Any) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numpy.typing import NDArray
 
 from raybal.media.audio import AudioSettings, log_mel, waveform_from_packets, waveform_from_sound_file
@@ -52,3 +53,42 @@ def decode_clip(
             if "audio" in packets:
                 clip["audio"] = log_mel(*waveform_from_packets(packets["audio"]), audio)
     return clip
+
+
+def decode_video(source: bytes, settings: VideoSettings) -> NDArray[np.uint8] | None:
+    """Decodes T frames of a clip; see `positions` for which and `raybal.media.image.fit` for how they are scaled.
+
+    Brightness (`color="gray"`) is the luma of the file, mapped to 0..255 where the file uses the studio range of
+    16..235. Frames are turned upright if the file asks for it. Pixels count as square.
+
+    Args:
+        source: the content of the file.
+        settings: how many frames, their size and colour.
+
+    Returns:
+        uint8 [T, C, H, W], or None if the file has no video track.
+
+    Raises:
+        MediaError: empty, not a clip, or damaged.
+    """
+    return decode_clip(source, video=settings)["video"]
+
+
+def decode_audio(source: bytes, settings: AudioSettings) -> NDArray[np.float16] | None:
+    """Decodes the sound of a clip to a log-mel spectrogram.
+
+    Channels are averaged, the sound is resampled, cropped or padded with silence at both ends alike, and
+    transformed: log(mel energy + 1e-6), with a Hann window whose FFT is the next power of two.
+
+    Args:
+        source: the content of the file.
+        settings: rate, length and spectrogram.
+
+    Returns:
+        float16 [1, mels, frames], or None if the file has no audio track.
+
+    Raises:
+        MediaError: empty, not a clip, or damaged.
+        ConfigError: `settings.seconds` is not set.
+    """
+    return decode_clip(source, audio=settings)["audio"]

@@ -16,6 +16,7 @@ from raybal.media.damage import MediaError, check_declared_length
 if TYPE_CHECKING:
     from av import Packet
     from av.container import InputContainer
+    from soundfile import SoundFile
 
 IMAGE_KINDS = ("png", "jpeg", "gif", "bmp", "tiff", "webp", "avif")
 
@@ -71,8 +72,6 @@ def probe(source: bytes) -> MediaInfo:
         with open_image(source) as image:
             return MediaInfo(kind, is_image=True, width=image.width, height=image.height)
     if is_sound_file(source, kind):
-        from raybal.media.audio import open_sound
-
         with open_sound(source) as sound:
             seconds = sound.frames / sound.samplerate
             return MediaInfo(kind, has_audio=True, duration=seconds, sample_rate=sound.samplerate)
@@ -98,6 +97,18 @@ def is_sound_file(source: bytes, kind: str) -> bool:
     # The first packet of an Ogg file names its codec; it begins behind the 28 bytes of the first page's header.
     sounds = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC")
     return kind in ("wav", "flac", "aiff") or (kind == "ogg" and source[28:40].startswith(sounds))
+
+
+@contextmanager
+def open_sound(source: bytes) -> Iterator[SoundFile]:
+    """Opens a file with libsndfile; whatever that raises inside the block becomes a MediaError."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(source)) as sound:
+            yield sound
+    except soundfile.LibsndfileError as error:
+        raise MediaError(f"cannot be decoded: {error.error_string}") from error
 
 
 @contextmanager

@@ -38,27 +38,6 @@ class VideoSettings(Settings):
         return self.frames, self.channels, self.height, self.width
 
 
-def decode_video(source: bytes, settings: VideoSettings) -> NDArray[np.uint8] | None:
-    """Decodes T frames of a clip; see `positions` for which and `raybal.media.image.fit` for how they are scaled.
-
-    Brightness (`color="gray"`) is the luma of the file, mapped to 0..255 where the file uses the studio range of
-    16..235. Frames are turned upright if the file asks for it. Pixels count as square.
-
-    Args:
-        source: the content of the file.
-        settings: how many frames, their size and colour.
-
-    Returns:
-        uint8 [T, C, H, W], or None if the file has no video track.
-
-    Raises:
-        MediaError: empty, not a clip, or damaged.
-    """
-    from raybal.media.clip import decode_clip
-
-    return decode_clip(source, video=settings)["video"]
-
-
 def positions(count: int, frames: int) -> list[int]:
     """Returns which of a clip's `count` frames are sampled: the middle one of each of T equal parts.
 

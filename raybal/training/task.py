@@ -12,13 +12,12 @@ import pyarrow.compute as pc
 from raybal.data.batches import Items
 from raybal.data.pool import Pool
 from raybal.predictor import PredictorSpec, load_predictor, save_predictor
+from raybal.rounds import MODEL
 from raybal.store import Store
 from raybal.training.checkpoint import Checkpoints
 from raybal.training.communication import Alone
 from raybal.training.fit import Run, fit
 from raybal.training.settings import TrainSettings
-
-MODEL = "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,8 @@ import pytest
 
 from raybal.config import LoopConfig, parse
 from raybal.data.prepare import PrepareConfig, prepare
-from raybal.loop import rounds_of, run_loop
+from raybal.loop import run_loop
+from raybal.rounds import rounds_of
 from raybal.store import Store
 
 pytestmark = pytest.mark.ray

@@ -7,10 +7,10 @@ from media_files import RATE, example, noise_and_tone, write_clip, write_sound
 from raybal.errors import ConfigError
 from raybal.media.audio import (
     AudioSettings,
-    decode_audio,
     waveform_from_packets,
     waveform_from_sound_file,
 )
+from raybal.media.clip import decode_audio
 from raybal.media.container import open_container, read_packets
 
 FLOOR = np.float16(np.log(1e-6))

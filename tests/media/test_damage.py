@@ -6,12 +6,12 @@ import pytest
 from media_files import CLIPS, IMAGES, SOUNDS, example, noise_and_tone, textured_frames, write_clip, write_image
 
 from raybal.errors import DataError
-from raybal.media.audio import AudioSettings, decode_audio
-from raybal.media.clip import decode_clip
+from raybal.media.audio import AudioSettings
+from raybal.media.clip import decode_audio, decode_clip, decode_video
 from raybal.media.container import MediaInfo, probe
 from raybal.media.damage import MediaError
 from raybal.media.image import ImageSettings, decode_image
-from raybal.media.video import VideoSettings, decode_video
+from raybal.media.video import VideoSettings
 
 VIDEO = VideoSettings(frames=4, height=32, width=48)
 AUDIO = AudioSettings(seconds=1.0)

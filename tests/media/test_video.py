@@ -7,8 +7,8 @@ from media_files import RATE, example, noise_and_tone, turned_right, write_clip
 from PIL import Image
 
 from raybal.errors import ConfigError
-from raybal.media.clip import decode_clip
-from raybal.media.video import VideoSettings, decode_video, positions
+from raybal.media.clip import decode_clip, decode_video
+from raybal.media.video import VideoSettings, positions
 
 
 def numbered(count, height=32, width=32):
@@ -144,7 +144,8 @@ def test_a_cover_picture_is_no_video():
 
 
 def test_one_pass_gives_what_two_give():
-    from raybal.media.audio import AudioSettings, decode_audio
+    from raybal.media.audio import AudioSettings
+    from raybal.media.clip import decode_audio
 
     video, audio = VideoSettings(frames=4, height=32, width=32), AudioSettings(seconds=1.0)
     both = decode_clip(example("mp4"), video=video, audio=audio)

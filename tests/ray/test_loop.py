@@ -16,7 +16,8 @@ import pytest
 from raybal.config import LoopConfig
 from raybal.data.pool import Pool
 from raybal.errors import ConfigError, DataError, LabelError, StoreError
-from raybal.loop import Round, rounds_of, run_loop
+from raybal.loop import run_loop
+from raybal.rounds import Round, rounds_of
 from raybal.settings import from_plain
 from raybal.store import Store
 

@@ -1,0 +1,84 @@
+"""Rounds in the store: which there are, how far each one is, and what it asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from raybal.store import Store
+
+PHASES = ("score", "select", "ask", "train", "evaluate")
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of an experiment, in its folder of the store.
+
+    rounds/003/scores/<shard>.parquet
+    rounds/003/query.parquet         the items asked for, with the reason for each
+    rounds/003/train/                items, checkpoints, model
+    rounds/003/<phase>.yaml          the phase's marker: what it did and how long it took
+    """
+
+    store: Store
+    number: int
+
+    @property
+    def folder(self) -> str:
+        """The round's folder."""
+        return f"rounds/{self.number:03d}"
+
+    @property
+    def scores(self) -> str:
+        """The folder of its scored shards."""
+        return f"{self.folder}/scores"
+
+    @property
+    def training(self) -> str:
+        """The folder of its training run."""
+        return f"{self.folder}/train"
+
+    @property
+    def model(self) -> str:
+        """The name of its model."""
+        return f"{self.training}/{MODEL}"
+
+    @property
+    def before(self) -> Round:
+        """The round before it."""
+        return Round(self.store, self.number - 1)
+
+    def done(self, phase: str) -> bool:
+        """Returns whether a phase is finished."""
+        return self.store.exists(f"{self.folder}/{phase}.yaml")
+
+    def facts(self, phase: str) -> dict[str, Any]:
+        """Returns what a finished phase reported."""
+        return self.store.read_yaml(f"{self.folder}/{phase}.yaml")
+
+    def finish(self, phase: str, facts: dict[str, Any]) -> None:
+        """Marks a phase as finished."""
+        self.store.write_yaml(f"{self.folder}/{phase}.yaml", facts)
+
+    def query(self) -> pa.Table:
+        """Returns the items asked for."""
+        return self.store.read_table(f"{self.folder}/query.parquet")
+
+    def trained_on(self) -> dict[str, str]:
+        """Returns the part ("train" or "validation") of each item of its training run, by id."""
+        table = self.store.read_table(f"{self.training}/items.parquet", columns=["id", "part"])
+        return dict(zip(table["id"].to_pylist(), table["part"].to_pylist(), strict=True))
+
+
+def rounds_of(store: Store) -> list[Round]:
+    """Returns the rounds that have begun, in order."""
+    return [Round(store, int(name)) for name in store.names("rounds")]
+
+
+def asked_in(store: Store, before: int | None = None) -> list[str]:
+    """Returns the ids of all queries, or of those before a round, in the order in which they were asked for."""
+    rounds = [r for r in rounds_of(store) if before is None or r.number < before]
+    return [i for r in rounds if r.done("select") for i in r.query()["id"].to_pylist()]
