@@ -16,6 +16,7 @@ clock is a hash of (seed, block, id, arrival), and the first m arrivals over all
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from raybal import hashing
 from raybal.errors import RaybalError
 
-TILE = 4096
+TILE = 2048
 #: Below this share of the norms a float32 distance is cancellation noise and is computed again in float64.
 _NOISE = 1e-4
 #: Below this share of the norms a float64 distance is rounding: the embeddings are equal.
@@ -143,9 +144,11 @@ class FactorShard:
         scaled = (-2 * q.float()).T.contiguous()
         other = h.float().T.contiguous()
         offset = torch.from_numpy(centre_norm).float()
+        # Fresh memory for every tile would cost as much as a third of the products.
+        memory = torch.empty(2, TILE, len(q))
         for start in range(0, len(self), TILE):
             rows = slice(start, min(start + TILE, len(self)))
-            nearest = _tile(offset, self.q[rows], scaled, self.h[rows], other)
+            nearest = _tile(offset, self.q[rows], scaled, self.h[rows], other, memory)
             d2 = np.maximum(self.norm[rows] + nearest.numpy(), 0.0)
             noisy = np.flatnonzero((d2 < _NOISE * self.norm[rows]) & (self.d2[rows] > 0))
             if len(noisy):
@@ -183,7 +186,7 @@ def exact_distances(q: Tensor, h: Tensor, q_other: Tensor, h_other: Tensor) -> N
     return np.where(d2 <= _EQUAL * norms, 0.0, d2)
 
 
-def _tile(offset: Tensor, q: Tensor, q_centres: Tensor, h: Tensor, h_centres: Tensor) -> Tensor:
+def _tile(offset: Tensor, q: Tensor, q_centres: Tensor, h: Tensor, h_centres: Tensor, memory: Tensor) -> Tensor:
     """Returns min_c(||E_c||^2 - 2 <E_i, E_c>) of one tile's rows.
 
     A short tile is filled up with zeros, so that every row is computed by the same kernel whatever its neighbours.
@@ -192,8 +195,10 @@ def _tile(offset: Tensor, q: Tensor, q_centres: Tensor, h: Tensor, h_centres: Te
     if rows < TILE:
         q = torch.cat([q.float(), torch.zeros(TILE - rows, q.shape[1])])
         h = torch.cat([h.float(), torch.zeros(TILE - rows, h.shape[1])])
-    product = torch.mm(q.float(), q_centres)
-    return torch.addcmul(offset, product, torch.mm(h.float(), h_centres)).amin(1)[:rows]
+    product, other = memory
+    torch.mm(q.float(), q_centres, out=product)
+    torch.mm(h.float(), h_centres, out=other)
+    return product.mul_(other).add_(offset).amin(1)[:rows]
 
 
 class Shards(Protocol):
@@ -337,16 +342,20 @@ def sequential_seeding(
     """
     size = min(size, len(q))
     norm = squared_norms(q, h)
-    # Column by column: matrix-vector products of tall matrices then run at memory bandwidth.
-    q, h = q.T.contiguous().T, h.T.contiguous().T
+    # One piece a thread, stored column by column: matrix-vector products then run at memory bandwidth.
+    pieces = [[x.T.contiguous().T for x in (q_part, h_part)] for q_part, h_part in zip(*_chunks(q, h), strict=True)]
     d2 = np.full(len(q), np.inf)
     picks: list[int] = []
 
+    def products(piece: list[Tensor], q_centre: Tensor, h_centre: Tensor) -> NDArray[np.float64]:
+        return torch.mv(piece[0], q_centre).double().numpy() * torch.mv(piece[1], h_centre).double().numpy()
+
     def add(q_centre: Tensor, h_centre: Tensor, centre_norm: float) -> None:
-        product = torch.mv(q, q_centre).double().numpy() * torch.mv(h, h_centre).double().numpy()
+        product = np.concatenate(list(threads.map(lambda piece: products(piece, q_centre, h_centre), pieces)))
         np.minimum(d2, np.maximum(norm + centre_norm - 2 * product, 0.0), out=d2)
         d2[picks] = 0.0
 
+    threads = ThreadPoolExecutor(len(pieces))
     if labelled is not None and len(labelled[0]):
         for q_centre, h_centre, value in zip(*labelled, squared_norms(*labelled).tolist(), strict=True):
             add(q_centre, h_centre, value)
@@ -369,6 +378,10 @@ def sequential_seeding(
         picks.append(position)
         add(q[position], h[position], float(norm[position]))
     return np.array(picks, np.int64)
+
+
+def _chunks(*tensors: Tensor) -> list[Sequence[Tensor]]:
+    return [x.chunk(torch.get_num_threads()) if len(x) else [x] for x in tensors]
 
 
 def d2_seeding(
@@ -406,7 +419,7 @@ def d2_seeding(
     if uniforms is not None:
         return sequential_seeding(q, h, size, uniforms, labelled)
     assert seed is not None
-    names = ids if ids is not None else [str(i) for i in range(len(q))]
-    shards = LocalShards([FactorShard(q, h, hashing.hash_ids(names))])
+    keys = hashing.mix(np.arange(len(q), dtype=np.uint64), 0) if ids is None else hashing.hash_ids(ids)
+    shards = LocalShards([FactorShard(q, h, keys)])
     picks = rejection_seeding(shards, min(size, len(q)), seed, labelled=labelled, proposals=proposals)
     return np.array([p.row for p in picks], np.int64)
