@@ -1,7 +1,8 @@
 """Prepares a pool: python jobs/prepare.py --input MANIFEST --output POOL"""
 
 from raybal.config import parse
-from raybal.data.prepare import PrepareConfig, prepare
+from raybal.data.plan import PrepareConfig
+from raybal.data.prepare import prepare
 from raybal.job import run_job
 from raybal.resources import ResourceSettings, cluster
 

@@ -61,7 +61,8 @@ def feature_pool(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     import pyarrow.parquet as pq
     from ray_tools import feature_table
 
-    from raybal.data.prepare import PrepareConfig, prepare
+    from raybal.data.plan import PrepareConfig
+    from raybal.data.prepare import prepare
 
     folder = tmp_path_factory.mktemp("features")
     pq.write_table(feature_table(600), folder / "input.parquet")

@@ -15,7 +15,8 @@ import torch
 
 from raybal.data.convert import Chunk, Preprocessing, convert
 from raybal.data.manifest import Manifest, Source, read_manifest
-from raybal.data.prepare import PrepareConfig, make_chunks, prepare
+from raybal.data.plan import PrepareConfig, make_chunks
+from raybal.data.prepare import prepare
 from raybal.data.probe import find_modalities
 from raybal.data.schema import Modality
 from raybal.store import Store

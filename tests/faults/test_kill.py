@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raybal.config import LoopConfig, parse
-from raybal.data.prepare import PrepareConfig, prepare
+from raybal.data.plan import PrepareConfig
+from raybal.data.prepare import prepare
 from raybal.loop import run_loop
 from raybal.rounds import rounds_of
 from raybal.store import Store

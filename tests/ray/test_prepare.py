@@ -14,8 +14,9 @@ import pytest
 from media_files import noise_and_tone, textured_frames, write_clip, write_image, write_sound
 
 from raybal.data.convert import Preprocessing
+from raybal.data.plan import PrepareConfig
 from raybal.data.pool import Pool, Sidecar
-from raybal.data.prepare import PrepareConfig, prepare
+from raybal.data.prepare import prepare
 from raybal.data.schema import PoolInfo
 from raybal.errors import DataError
 from raybal.media.audio import AudioSettings
