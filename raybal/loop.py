@@ -39,7 +39,7 @@ from raybal.querying.actors import Scorers
 from raybal.querying.base import Query, Request
 from raybal.querying.explain import describe_items, summarise_pool
 from raybal.report.page import write_report
-from raybal.resources import cluster, inside_uploaded_directory
+from raybal.resources import capacity, cluster, inside_uploaded_directory
 from raybal.rounds import PHASES, Round, asked_in
 from raybal.store import Store
 from raybal.training.evaluate import evaluate
@@ -113,7 +113,7 @@ class Loop:
             log.info("the manifest labels %d training items; they are not asked for", len(self.experiment.initial))
         try:
             self._collect()
-            if self.config.train.num_workers == 0 and not Round(self.store, 0).done("train"):
+            if not (Round(self.store, 0).done("train") or self._training_needs_scorers_gpus()):
                 # The actors start while the first round trains.
                 _ = self.scorers
             number = 0
@@ -161,9 +161,6 @@ class Loop:
         else:
             query, candidates = self.scorers.select(current.scores, current.facts("score")["shards"], request)
             about, summary = describe_items(candidates, query.ids), summarise_pool(candidates)
-            if self.config.train.num_workers > 0:
-                # Training workers need what the actors reserve.
-                self._stop_scorers()
         table = _query_table(query, about, self.pool.info.names)
         self.store.write_table(f"{current.folder}/query.parquet", table)
         return {"items": len(query.ids), "pool": summary}
@@ -189,6 +186,8 @@ class Loop:
         }
 
     def _train(self, current: Round) -> dict[str, Any]:
+        if self._training_needs_scorers_gpus():
+            self._stop_scorers()
         warm = self.config.train.round_start == "warm" and current.number > 0
         task = TrainTask(
             store=self.store.root,
@@ -224,6 +223,9 @@ class Loop:
             config = self.config
             self._scorers = Scorers(config.pool, self.store.root, config.query, len(self.pool.shards), config.resources)
         return self._scorers
+
+    def _training_needs_scorers_gpus(self) -> bool:
+        return self.config.train.num_workers > 0 and capacity("GPU") > 0
 
     def _stop_scorers(self) -> None:
         if self._scorers is not None:

@@ -115,9 +115,13 @@ def scaling(train: TrainSettings, settings: ResourceSettings) -> ScalingConfig:
 
 def scoring_options(shards: int, settings: ResourceSettings) -> tuple[int, dict[str, Any]]:
     """Returns (number of scoring actors, options of each): one a GPU where the cluster has GPUs, else one a CPU, and
-    never more than shards."""
+    never more than shards.
+
+    With no resource named, Ray places an actor where a CPU is free and reserves none for it afterwards: scoring and
+    training take turns, so actors can stay while workers train. A GPU is reserved as long as its actor lives.
+    """
     gpus = int(capacity("GPU"))
     most = gpus or max(1, int(capacity("CPU")))
     count = max(1, min(settings.scoring_actors or most, shards))
-    options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 3, "max_task_retries": 3}
+    options: dict[str, Any] = {"scheduling_strategy": "SPREAD", "max_restarts": 3, "max_task_retries": 3}
     return count, options | ({"num_gpus": 1} if gpus else {})

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from raybal.querying.seeding import d2_seeding, exact_distances
+from raybal.querying.factors import exact_distances
+from raybal.querying.seeding import d2_seeding
 
 
 def bench_seeding(n: int = 100_000, classes: int = 31, size: int = 512, picks: int = 1000) -> dict[str, float]:

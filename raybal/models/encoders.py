@@ -15,8 +15,6 @@ from typing import Literal
 
 import safetensors.torch
 import torch
-import torchaudio
-import torchvision
 from torch import Tensor, nn
 
 from raybal.data.schema import Modality
@@ -123,6 +121,9 @@ def small_cnn(channels: int, width: int, norm: str) -> tuple[nn.Module, int]:
 
 def resnet18(channels: int, norm: str) -> tuple[nn.Module, int]:
     """Returns torchvision's ResNet-18 without its head, its first convolution fitted to the number of channels."""
+    # Here and below: importing torchvision or torchaudio takes seconds, which every worker of every round would pay.
+    import torchvision
+
     layer: Callable[..., nn.Module] | None = None if norm == "batch" else (lambda c: nn.GroupNorm(32, c))
     network = torchvision.models.resnet18(weights=None, norm_layer=layer)
     if channels != 3:
@@ -136,6 +137,8 @@ class Conformer(nn.Module):
     """torchaudio's Conformer over time: audio [B, 1, mels, T] or sequences [B, T, d]."""
 
     def __init__(self, features: int, width: int, layers: int) -> None:
+        import torchaudio
+
         super().__init__()
         self.embed = nn.Linear(features, width)
         self.conformer = torchaudio.models.Conformer(

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from raybal.errors import RaybalError
 from raybal.querying.base import Candidates, Holder, Query, QuerySettings, QueryStrategy, Request
-from raybal.querying.seeding import FactorShard, rejection_seeding
+from raybal.querying.factors import FactorShard
+from raybal.querying.seeding import rejection_seeding
 from raybal.settings import setting
 
 

@@ -10,7 +10,8 @@ from scipy.stats import chi2
 from raybal import hashing
 from raybal.errors import RaybalError
 from raybal.querying import seeding
-from raybal.querying.seeding import FactorShard, LocalShards, d2_seeding, exact_distances, rejection_seeding
+from raybal.querying.factors import FactorShard, exact_distances
+from raybal.querying.seeding import LocalShards, d2_seeding, rejection_seeding
 
 
 def factors(n, classes=4, size=6, seed=0):
