@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from raybal.columns import tensor_column, tensor_field
+from raybal.data.publish import write_tables
 from raybal.data.schema import Modality, PoolInfo
 from raybal.store import Store
 
@@ -30,8 +31,12 @@ def make_pool(root: str, items: int, shards: int = 16, classes: int = 10) -> Non
         shard_of += [shard] * len(part)
     everywhere = np.ones(items, bool)
     index = {"id": names, "shard": shard_of, "row": pa.array(rows, pa.int32()), "split": ["train"] * items}
-    store.write_table("index.parquet", pa.table(index | {"present_video": everywhere, "present_audio": everywhere}))
-    labels = [str(k) for k in generator.integers(0, classes, items)]
-    store.write_table("sidecar/labels.parquet", pa.table({"id": names, "label": labels}))
-    classes_of = tuple(str(k) for k in range(classes))
-    PoolInfo((VIDEO, AUDIO), classes_of, {}, "bench", "bench", {"items": items}).write(store)
+    labels = pa.table({"id": names, "label": [str(k) for k in generator.integers(0, classes, items)]})
+    none = pa.array([], pa.string())
+    sidecars = {
+        "labels": labels,
+        "groups": pa.table({"id": none, "group": none}),
+        "sources": pa.table({"id": none, "uri": none, "fingerprint": none}),
+    }
+    info = PoolInfo((VIDEO, AUDIO), tuple(str(k) for k in range(classes)), {}, "bench", "bench")
+    write_tables(store, info, pa.table(index | {"present_video": everywhere, "present_audio": everywhere}), sidecars)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ class Chunk:
     """The items of one shard to be made.
 
     Attributes:
-        name: of the shard, a hash of the ids and the preprocessing.
+        name: of the shard, a hash of everything that its content depends on but the files' own content.
         ids: in order.
         uris: {column: uri or None of each item}.
         file: Parquet file that holds the media columns, if any, and its size and time.
@@ -78,6 +79,7 @@ class Converted:
     Attributes:
         ids: of the items prepared, in the order of the shard's rows.
         present: bool [n, M].
+        contents: a hash of each item's tensors, in the order of ids.
         fingerprints: size and time of each item's files.
         bad: (id, uri, modality, reason, fingerprint) of the items that could not be.
         sums: {m: ([count], sums, sums of squares)} over the training items, per channel or dimension, float64.
@@ -85,6 +87,7 @@ class Converted:
 
     ids: list[str] = field(default_factory=list)
     present: list[list[bool]] = field(default_factory=list)
+    contents: list[str] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
     bad: list[tuple[str, ...]] = field(default_factory=list)
     sums: dict[str, tuple[list[float], ...]] = field(default_factory=dict)
@@ -120,6 +123,7 @@ def convert(
             arrays[m.name].append(values.get(m.name))
         result.ids.append(item)
         result.present.append([values.get(m.name) is not None for m in modalities])
+        result.contents.append(_content(values))
         result.fingerprints[item] = prints
     train = dict(zip(chunk.ids, chunk.train, strict=True))
     counts = np.array([train[i] for i in result.ids], bool)
@@ -132,6 +136,16 @@ def convert(
         fields.append(tensor_field(m.name, m.shape, m.dtype))
         columns.append(tensor_column(stacked, present))
     return pa.Table.from_arrays(columns, schema=pa.schema(fields)), result
+
+
+def _content(values: Mapping[str, NDArray | None]) -> str:
+    """Returns a hash of an item's tensors."""
+    state = hashlib.blake2b(digest_size=8)
+    for name, array in sorted(values.items()):
+        if array is not None:
+            state.update(name.encode())
+            state.update(np.ascontiguousarray(array).data)
+    return state.hexdigest()
 
 
 def _cells(chunk: Chunk, sources: tuple[Source, ...]) -> dict[str, list[Any]]:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raybal import hashing
-from raybal.data.convert import Chunk, Preprocessing, fingerprints
+from raybal.data.convert import Chunk, Converted, Preprocessing, fingerprints
 from raybal.data.manifest import Manifest
 from raybal.data.schema import Modality, PoolInfo
 from raybal.data.split import assign_groups
@@ -61,29 +61,28 @@ class PrepareConfig(Settings):
             )
 
 
-def new_rows(manifest: Manifest, store: Store) -> NDArray[np.int64]:
+def new_rows(manifest: Manifest, store: Store, old: PoolInfo | None) -> NDArray[np.int64]:
     """Returns the rows of the manifest that are to be prepared: new ones, and those in quarantine whose files have
     changed since.
 
     Raises:
         DataError: a file has changed since it was prepared.
     """
-    if not store.exists("pool.yaml"):
+    if old is None:
         return np.arange(len(manifest.table))
-    prepared = _fingerprints(store, "sidecar/sources.parquet")
+    prepared = _fingerprints(store, old.sidecar("sources"))
     quarantined = _fingerprints(store, "quarantine.parquet")
     files = np.repeat(np.array(manifest.files, dtype=object), manifest.file_rows)
     uris = [manifest.table[s.column].to_pylist() for s in manifest.sources if s.kind == "uri"]
     ids = manifest.table["id"].to_pylist()
     seen = [row for row, item in enumerate(ids) if item in prepared or item in quarantined]
-    cells = {uri for column in uris for row in seen if (uri := column[row])}
-    print_of = dict(zip(cells, fingerprints(list(cells)), strict=True))
+    prints = dict(zip(seen, item_fingerprints([[column[row] for row in seen] for column in uris]), strict=bool(uris)))
     todo = np.setdiff1d(np.arange(len(ids)), seen).tolist()
     changed = []
     for row in seen:
         item = ids[row]
         if uris:
-            now = " ".join(print_of[column[row]] for column in uris if column[row])
+            now = prints[row]
         else:
             now = manifest.fingerprints[files[row]] if item in quarantined else ""
         if item in prepared and now != prepared[item]:
@@ -92,10 +91,17 @@ def new_rows(manifest: Manifest, store: Store) -> NDArray[np.int64]:
             todo.append(row)
     if changed:
         raise DataError(
-            f"{len(changed)} files have changed since they were prepared: {shorten(changed)}; give the new content a "
-            "new id, or prepare into another folder"
+            f"the files of {len(changed)} items have changed since they were prepared: {shorten(changed)}; give the "
+            "new content a new id, or prepare into another folder"
         )
     return np.array(sorted(todo), np.int64)
+
+
+def item_fingerprints(uris: Sequence[Sequence[str | None]]) -> list[str]:
+    """Returns the fingerprints of each item's files, from columns of uris."""
+    cells = list({uri for column in uris for uri in column if uri})
+    print_of = dict(zip(cells, fingerprints(cells), strict=True))
+    return [" ".join(print_of[uri] for uri in row if uri) for row in zip(*uris, strict=True)]
 
 
 def _fingerprints(store: Store, name: str) -> dict[str, str]:
@@ -103,8 +109,14 @@ def _fingerprints(store: Store, name: str) -> dict[str, str]:
     return dict(zip(table["id"].to_pylist(), table["fingerprint"].to_pylist(), strict=True))
 
 
-def check_same(config: PrepareConfig, old: PoolInfo) -> None:
-    """Raises if parameters that are given differ from those the pool was prepared with."""
+def check_same(config: PrepareConfig, manifest: Manifest, store: Store, old: PoolInfo) -> None:
+    """Raises if parameters or splits that are given differ from those the pool was prepared with."""
+    if splitting(config) != old.splitting and _is_split_here(manifest):
+        was, now = ", ".join(f"{k} {v}" for k, v in old.splitting.items()), splitting(config)
+        raise DataError(
+            f"{config.output} was split with {was}, and now with {', '.join(f'{k} {v}' for k, v in now.items())}; "
+            "prepare into another folder, or give the old values"
+        )
     given = _flat(dataclasses.asdict(config.preprocessing))
     defaults = _flat(dataclasses.asdict(Preprocessing()))
     for key, value in _flat(old.preprocessing).items():
@@ -113,6 +125,26 @@ def check_same(config: PrepareConfig, old: PoolInfo) -> None:
                 f"{config.output} was prepared with preprocessing.{key} = {value}, and now it is {given[key]}; "
                 "prepare into another folder, or give the old value"
             )
+    if manifest.table["split"].null_count:
+        return
+    index = store.read_table(old.index, columns=["id", "split"])
+    before = dict(zip(index["id"].to_pylist(), index["split"].to_pylist(), strict=True))
+    for item, split in zip(manifest.table["id"].to_pylist(), manifest.table["split"].to_pylist(), strict=True):
+        if before.get(item, split) != split:
+            raise DataError(
+                f"item {item} is in the {before[item]} split of {config.output}, and now in {split}; splits stay: "
+                "give the old one, or prepare into another folder"
+            )
+
+
+def splitting(config: PrepareConfig) -> dict[str, Any]:
+    """Returns what a split depends on where the input has none."""
+    return {"test_share": config.test_share, "val_share": config.val_share, "seed": config.seed}
+
+
+def _is_split_here(manifest: Manifest) -> bool:
+    """Whether the split is not the input's own, and there is something to test on."""
+    return manifest.table["split"].null_count > 0 and manifest.table["label"].null_count < len(manifest.table)
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -144,24 +176,23 @@ def class_list(config: PrepareConfig, manifest: Manifest, old: PoolInfo | None) 
         row = pc.index(labels, sorted(unknown)[0]).as_py()
         raise DataError(
             f"item {manifest.table['id'][row].as_py()} has label {labels[row].as_py()!r}, which is not a class; "
-            f"classes are {shorten(classes, 40)}"
+            f"classes are {shorten(classes, 40)}; the whole list can be given with --classes"
         )
     return tuple(classes)
 
 
-def assign_splits(config: PrepareConfig, manifest: Manifest, store: Store | None) -> list[str]:
+def assign_splits(config: PrepareConfig, manifest: Manifest, store: Store, old: PoolInfo | None) -> list[str]:
     """Returns the split of each row of the manifest; groups that are assigned already keep theirs."""
     table = manifest.table
     if table["split"].null_count == 0:
         return table["split"].to_pylist()
-    if table["label"].null_count == len(table):
-        # Nothing could be tested on.
+    if not _is_split_here(manifest):
         return ["train"] * len(table)
     ids = table["id"].to_pylist()
     groups = [g if g is not None else i for g, i in zip(table["group"].to_pylist(), ids, strict=True)]
     taken = {}
-    if store is not None:
-        index = store.read_table("index.parquet", columns=["id", "split"])
+    if old is not None:
+        index = store.read_table(old.index, columns=["id", "split"])
         before = dict(zip(index["id"].to_pylist(), index["split"].to_pylist(), strict=True))
         taken = {g: before[i] for g, i in zip(groups, ids, strict=True) if i in before}
     shares = {"train": 1 - config.test_share - config.val_share, "test": config.test_share, "val": config.val_share}
@@ -189,16 +220,23 @@ def make_chunks(
         for start in range(0, len(inside), count):
             rows = inside[start : start + count]
             part = table.take(pa.array(rows))
-            ids = tuple(part["id"].to_pylist())
-            chunks.append(
-                Chunk(
-                    name=f"{hashing.digest(*ids, settings):016x}",
-                    ids=ids,
-                    uris={column: tuple(part[column].to_pylist()) for column in uris},
-                    file=file,
-                    file_fingerprint=manifest.fingerprints[file] if file else "",
-                    rows=tuple((rows - low).tolist()),
-                    train=tuple(splits[r] == "train" for r in rows),
-                )
+            chunk = Chunk(
+                name="",
+                ids=tuple(part["id"].to_pylist()),
+                uris={column: tuple(part[column].to_pylist()) for column in uris},
+                file=file,
+                file_fingerprint=manifest.fingerprints[file] if file else "",
+                rows=tuple((rows - low).tolist()),
+                train=tuple(splits[r] == "train" for r in rows),
             )
+            name = f"{hashing.digest(chunk, manifest.sources, modalities, settings):016x}"
+            chunks.append(dataclasses.replace(chunk, name=name))
     return chunks
+
+
+def is_current(chunk: Chunk, record: Converted) -> bool:
+    """Returns whether a shard that an interrupted preparation made is still what its files would give."""
+    if not chunk.uris:
+        return True
+    made = record.fingerprints | {item: now for item, _, _, _, now in record.bad}
+    return item_fingerprints(list(chunk.uris.values())) == [made[i] for i in chunk.ids]

@@ -1,12 +1,13 @@
 """Reading a prepared pool: its index, its shards, and the sidecar tables beside them.
 
-pool.yaml                schema, preprocessing, classes, counts
-index.parquet            id, shard, row, split, present_<modality>: what scoring and training look items up in
-shards/<name>.parquet    id and one tensor column a modality (null where it is missing)
-sidecar/labels.parquet   id, label        opened by the oracle and the evaluator only
-sidecar/groups.parquet   id, group        opened by the splitter only
-sidecar/sources.parquet  id, uri, fingerprint
-quarantine.parquet       id, uri, modality, reason of items that could not be prepared
+pool.yaml                  schema, preprocessing, classes, counts, and which generation of the tables is current
+shards/<name>.parquet      id and one tensor column a modality (null where it is missing)
+quarantine.parquet         id, uri, modality, reason of items that could not be prepared
+tables/0001/               one generation:
+  index.parquet            id, shard, row, split, content, present_<modality>: where scoring and training find items
+  sidecar/labels.parquet   id, label        opened by the oracle and the evaluator only
+  sidecar/groups.parquet   id, group        opened by the splitter only
+  sidecar/sources.parquet  id, uri, fingerprint
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Pool:
     def __init__(self, root: str) -> None:
         self.store = Store(root)
         self.info = PoolInfo.read(self.store)
-        index = self.store.read_table("index.parquet")
+        index = self.store.read_table(self.info.index)
         self.ids: pa.StringArray = index.column("id").combine_chunks()
         shard = index.column("shard").combine_chunks()
         self.shards: list[str] = sorted(pc.unique(shard).to_pylist())
@@ -126,6 +127,7 @@ class Sidecar:
 
     def __init__(self, root: str) -> None:
         self.store = Store(root)
+        self.info = PoolInfo.read(self.store)
 
     def labels(self, ids: Sequence[str]) -> dict[str, str]:
         """Returns the labels of those items whose manifest gave one, by id."""
@@ -156,9 +158,6 @@ class Sidecar:
         return [index[labels[i]] for i in ids]
 
     def _pairs(self, table: str, column: str, ids: Sequence[str]) -> dict[str, str]:
-        name = f"sidecar/{table}.parquet"
-        if not self.store.exists(name):
-            return {}
-        content = self.store.read_table(name, columns=["id", column])
+        content = self.store.read_table(self.info.sidecar(table), columns=["id", column])
         content = content.filter(pc.is_in(content["id"], pa.array(ids, pa.string())))
         return dict(zip(content["id"].to_pylist(), content[column].to_pylist(), strict=True))

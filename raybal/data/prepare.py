@@ -24,11 +24,12 @@ from raybal.data.plan import (
     assign_splits,
     check_same,
     class_list,
+    is_current,
     make_chunks,
     new_rows,
 )
 from raybal.data.probe import find_modalities
-from raybal.data.publish import publish, with_statistics, write_quarantine
+from raybal.data.publish import Prepared, publish, relabel, with_statistics, write_quarantine
 from raybal.data.schema import Modality, PoolInfo
 from raybal.errors import DataError, shorten
 from raybal.media.audio import AudioSettings
@@ -54,18 +55,16 @@ def prepare(config: PrepareConfig) -> PoolInfo:
     started = time.monotonic()
     manifest, store = read_manifest(config.input), Store(config.output)
     old = PoolInfo.read(store) if store.exists("pool.yaml") else None
-    todo = new_rows(manifest, store)
-    if old is not None and not len(todo):
-        check_same(config, old)
-        log.info("%s is up to date: %d items, nothing to do", config.output, old.counts["items"])
-        return old
+    todo = new_rows(manifest, store, old)
     classes = class_list(config, manifest, old)
     if old is None:
         modalities, settings = find_modalities(manifest, config.preprocessing)
     else:
-        check_same(config, old)
+        check_same(config, manifest, store, old)
+        if not len(todo):
+            return relabel(config, manifest, store, old, classes)
         modalities, settings = old.modalities, from_plain(Preprocessing, old.preprocessing)
-    splits = assign_splits(config, manifest, store if old else None)
+    splits = assign_splits(config, manifest, store, old)
     chunks = make_chunks(manifest, todo, splits, modalities, settings)
     log.info("preparing %d items in %d shards: %s", len(todo), len(chunks), _describe(modalities))
     results = _run(config, chunks, manifest.sources, modalities, settings, store)
@@ -74,7 +73,8 @@ def prepare(config: PrepareConfig) -> PoolInfo:
     _check_damage(config, len(bad), len(todo), bad)
     if old is None:
         modalities = with_statistics(modalities, results)
-    info = publish(config, manifest, store, old, modalities, settings, classes, splits, chunks, results)
+    new = Prepared(chunks, results, dict(zip(manifest.table["id"].to_pylist(), splits, strict=True)))
+    info = publish(config, manifest, store, old, modalities, settings, classes, new)
     store.clear(STAGING)
     log.info(
         "prepared %s: %d items, %d in quarantine, %.1f s",
@@ -108,6 +108,7 @@ def _run(
     """Makes all shards; returns what became of each chunk, in order."""
     names = set(store.names(STAGING))
     results = {c.name: _read_record(store, c.name) for c in chunks if f"{c.name}.json" in names}
+    results = {c.name: results[c.name] for c in chunks if c.name in results and is_current(c, results[c.name])}
     left = [c for c in chunks if c.name not in results]
     if len(left) < len(chunks):
         log.info("preparation continues: %d of %d shards are done", len(chunks) - len(left), len(chunks))

@@ -14,6 +14,11 @@ FORMAT = 1
 KINDS = ("audio", "video", "image", "sequence", "features")
 
 
+def tables(generation: int) -> str:
+    """Returns the folder of a generation's tables."""
+    return f"tables/{generation:04d}"
+
+
 @dataclass(frozen=True)
 class Modality:
     """One modality of a pool.
@@ -51,9 +56,11 @@ class PoolInfo:
         classes: class names in the order of the class index; None if not known yet.
         preprocessing: all parameters that shaped the tensors.
         preprocessing_hash: a hash of them.
-        content_hash: a hash of the prepared ids and the preprocessing; it never depends on a label.
+        content_hash: a hash of every item's id, split and tensors; it never depends on a label.
+        splitting: shares and seed of the split, where the input had none.
         counts: items by split, quarantined items, items missing each modality.
-        sources: the input files of the last preparation with their size and time, to know when there is no work.
+        generation: which tables are the pool's. Adding items writes new ones, and pool.yaml then points to them, so
+            that whoever reads meanwhile sees the old pool or the new one.
     """
 
     modalities: tuple[Modality, ...]
@@ -61,13 +68,23 @@ class PoolInfo:
     preprocessing: dict[str, Any]
     preprocessing_hash: str
     content_hash: str
+    splitting: dict[str, Any] = dataclasses.field(default_factory=dict)
     counts: dict[str, Any] = dataclasses.field(default_factory=dict)
-    sources: dict[str, Any] = dataclasses.field(default_factory=dict)
+    generation: int = 1
 
     @property
     def names(self) -> tuple[str, ...]:
         """The modalities' names."""
         return tuple(m.name for m in self.modalities)
+
+    @property
+    def index(self) -> str:
+        """The name of the index: id, shard, row, split, presence and content hash of every item."""
+        return f"{tables(self.generation)}/index.parquet"
+
+    def sidecar(self, table: str) -> str:
+        """Returns the name of a sidecar table: labels, groups or sources."""
+        return f"{tables(self.generation)}/sidecar/{table}.parquet"
 
     def write(self, store: Store) -> None:
         """Writes `pool.yaml`."""

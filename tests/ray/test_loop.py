@@ -21,6 +21,8 @@ from raybal.rounds import Round, rounds_of
 from raybal.settings import from_plain
 from raybal.store import Store
 
+LABELS = "tables/0001/sidecar/labels.parquet"
+
 pytestmark = pytest.mark.ray
 
 SETTINGS: dict[str, Any] = {
@@ -110,14 +112,14 @@ def test_labels_not_asked_for_and_test_labels_change_nothing(finished, feature_p
     """The proof that nothing leaks: scrambled hidden labels, the same queries and the same weights to the bit."""
     pool = tmp_path / "pool"
     shutil.copytree(feature_pool, pool)
-    labels = Store(str(pool)).read_table("sidecar/labels.parquet")
+    labels = Store(str(pool)).read_table(LABELS)
     asked = {i for q in queries(finished) for i in q}
     hidden = np.array([i not in asked for i in labels["id"].to_pylist()])
     values = np.array(labels["label"].to_pylist(), dtype=object)
     values[hidden] = np.random.default_rng(1).permutation(values[hidden])
     assert (values != np.array(labels["label"].to_pylist(), dtype=object)).sum() > 200
     changed = labels.set_column(1, "label", pa.array(values.tolist()))
-    Store(str(pool)).write_table("sidecar/labels.parquet", changed)
+    Store(str(pool)).write_table(LABELS, changed)
     run_loop(make_config(pool, tmp_path / "store"))
     assert queries(tmp_path / "store") == queries(finished)
     assert models(tmp_path / "store") == models(finished)
@@ -160,8 +162,8 @@ def test_a_pool_that_is_not_one_or_lacks_labels(feature_pool, tmp_path):
         run_loop(make_config(tmp_path, tmp_path / "store"))
     pool = tmp_path / "pool"
     shutil.copytree(feature_pool, pool)
-    labels = Store(str(pool)).read_table("sidecar/labels.parquet")
-    Store(str(pool)).write_table("sidecar/labels.parquet", labels.slice(5))
+    labels = Store(str(pool)).read_table(LABELS)
+    Store(str(pool)).write_table(LABELS, labels.slice(5))
     with pytest.raises(DataError, match=r"the oracle answers.*there is none for item-000"):
         run_loop(make_config(pool, tmp_path / "store"))
 
@@ -179,11 +181,11 @@ def answer(sheet: Path, answers: dict[str, str]) -> list[str]:
 def test_people_answer_through_sheets(feature_pool, tmp_path, caplog):
     """Three rounds without any label: partial answers, a wrong label, a conflict, "cannot label"."""
     caplog.set_level("INFO", logger="raybal")
-    truth = Store(str(feature_pool)).read_table("sidecar/labels.parquet")
+    truth = Store(str(feature_pool)).read_table(LABELS)
     truth = dict(zip(truth["id"].to_pylist(), truth["label"].to_pylist(), strict=True))
     pool, store = tmp_path / "pool", tmp_path / "store"
     shutil.copytree(feature_pool, pool)
-    (pool / "sidecar" / "labels.parquet").unlink()
+    Store(str(pool)).write_table(LABELS, Store(str(pool)).read_table(LABELS).slice(0, 0))
     labelling = {"labeller": "table"}
     config = make_config(pool, store, labelling=labelling, label_budget=60, query={"strategy": "bmmal", "size": 20})
     sheets = [store / "sheets" / f"round-{n:03d}.csv" for n in range(3)]

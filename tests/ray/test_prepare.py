@@ -217,3 +217,75 @@ def test_the_real_recordings_with_damage(real_data, tmp_path):
     quarantine = Store(str(tmp_path / "pool")).read_table("quarantine.parquet")["id"].to_pylist()
     assert sorted(quarantine) == sorted(table["id"].take(pa.array(chosen)).to_pylist())
     assert info.counts["items"] == 2910
+
+
+class DiskFullError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("file", ["sidecar/sources.parquet", "index.parquet", "pool.yaml"])
+def test_an_addition_that_breaks_off_changes_nothing_and_is_repeated(clips, tmp_path, monkeypatch, file):
+    rows = list(csv.DictReader((clips / "manifest.csv").open()))
+    write_manifest(clips, rows[:16])
+    output = tmp_path / "pool"
+    first = run(clips, output)
+    write_manifest(clips, rows)
+    write = Store.write_bytes
+
+    def breaks(self: Store, name: str, content: bytes) -> None:
+        if name.endswith(file) and not name.startswith("staging"):
+            raise DiskFullError
+        write(self, name, content)
+
+    monkeypatch.setattr(Store, "write_bytes", breaks)
+    with pytest.raises(DiskFullError):
+        run(clips, output)
+    monkeypatch.undo()
+    assert PoolInfo.read(Store(str(output))) == first
+    assert len(Pool(str(output))) == 16
+    assert run(clips, output).counts["items"] == len(Pool(str(output))) == 24
+
+
+def test_a_preparation_that_stopped_sees_what_changed_meanwhile(clips, tmp_path):
+    """Shards that were done before are done again if their files, or the split, are not those they were made with."""
+    whole = (clips / "3.mp4").read_bytes()
+    for number in (3, 8):
+        (clips / f"{number}.mp4").write_bytes(whole[: len(whole) // 2])
+    output = tmp_path / "pool"
+    with pytest.raises(DataError, match="2 of 24 items"):
+        run(clips, output)
+    (clips / "3.mp4").write_bytes(whole)
+    (clips / "8.mp4").write_bytes(whole)
+    info = run(clips, output, seed=5)
+    assert info.counts["items"] == 24
+    again = run(clips, tmp_path / "again", seed=5)
+    assert (info.content_hash, info.modalities) == (again.content_hash, again.modalities)
+
+
+def test_what_is_prepared_follows_the_labels_and_refuses_other_splits(clips, tmp_path):
+    rows = list(csv.DictReader((clips / "manifest.csv").open()))
+    output = tmp_path / "pool"
+    write_manifest(clips, [{k: v for k, v in row.items() if k != "label"} for row in rows])
+    first = run(clips, output)
+    assert first.classes is None
+    write_manifest(clips, rows)
+    second = run(clips, output)
+    assert second.classes == ("0", "1", "2")
+    assert second.content_hash == first.content_hash
+    assert Sidecar(str(output)).labels(["clip-4"]) == {"clip-4": "1"}
+    assert Pool(str(output)).positions_in("test").tolist() == []
+    with pytest.raises(DataError, match="was split with test_share 0.2, val_share 0.0, seed 0, and now with"):
+        run(clips, output, seed=1)
+    write_manifest(clips, [row | {"split": "test" if row["id"] == "clip-7" else "train"} for row in rows])
+    with pytest.raises(DataError, match="item clip-7 is in the train split of .*, and now in test"):
+        run(clips, output)
+
+
+def test_the_content_hash_knows_splits_and_tensors_but_no_label(clips, tmp_path):
+    rows = list(csv.DictReader((clips / "manifest.csv").open()))
+    hashes = [run(clips, tmp_path / "a").content_hash, run(clips, tmp_path / "b", seed=3).content_hash]
+    write_manifest(clips, [row | {"label": str(i % 2)} for i, row in enumerate(rows)])
+    assert run(clips, tmp_path / "c").content_hash == hashes[0]
+    (clips / "4.mp4").write_bytes((clips / "5.mp4").read_bytes())
+    hashes.append(run(clips, tmp_path / "d").content_hash)
+    assert len(set(hashes)) == 3

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from raybal.columns import tensor_column, tensor_field
 from raybal.data.pool import Pool, Sidecar
+from raybal.data.publish import write_tables
 from raybal.data.schema import Modality, PoolInfo
 from raybal.labelling.journal import Answer, Journal
 from raybal.store import Store
@@ -57,16 +58,18 @@ def make_pool(
         "split": ["train"] * len(names) + ["test"] * test,
         **{f"present_{m.name}": present[:, k] for k, m in enumerate(modalities)},
     }
-    store.write_table("index.parquet", pa.table(index))
     where = [(uris or {}).get(i, f"clips/{i}.mp4") for i in ids]
-    store.write_table("sidecar/sources.parquet", pa.table({"id": ids, "uri": where, "fingerprint": [""] * len(ids)}))
+    none = pa.array([], pa.string())
+    sidecars = {
+        "labels": pa.table({"id": none, "label": none}),
+        "groups": pa.table({"id": none, "group": none}),
+        "sources": pa.table({"id": ids, "uri": where, "fingerprint": [""] * len(ids)}),
+    }
     columns = list(zip(*quarantine, strict=True)) or [[], [], [], []]
     table = {n: pa.array(c, pa.string()) for n, c in zip(("id", "uri", "modality", "reason"), columns, strict=True)}
     store.write_table("quarantine.parquet", pa.table(table))
-    info = PoolInfo(
-        tuple(modalities), tuple(classes) if classes else None, {}, "", "hash", {"quarantined": len(quarantine)}
-    )
-    info.write(store)
+    info = PoolInfo(tuple(modalities), tuple(classes) if classes else None, {}, "", "hash")
+    write_tables(store, info, pa.table(index), sidecars)
     return Pool(str(folder))
 
 
