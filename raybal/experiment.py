@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,16 @@ from raybal.data.batches import Items
 from raybal.data.pool import Pool, Sidecar
 from raybal.data.split import validation_parts
 from raybal.errors import ConfigError, DataError, StoreError, shorten
+from raybal.labelling.base import Labeller
+from raybal.labelling.oracle import Oracle
+from raybal.labelling.table import TableLabeller
 from raybal.predictor import PredictorSpec
 from raybal.rounds import Round, asked_in
 from raybal.store import Store
 
 FORMAT = 1
 NAME = "experiment.yaml"
+LEASE_FILES = "lease."
 
 Labelled = list[tuple[str, int]]
 
@@ -31,9 +36,12 @@ log = logging.getLogger(__name__)
 class Experiment:
     """One experiment over one pool, in one store.
 
+    Everything that settings can get wrong is found out here, before anything is written or asked for: a store begun
+    with a wrong setting could not be continued with the right one.
+
     Args:
         config: its settings.
-        store: where it lies; begun if it is empty.
+        store: where it lies.
 
     Raises:
         ConfigError, DataError, StoreError: it cannot begin, or cannot continue with these settings.
@@ -45,7 +53,14 @@ class Experiment:
         self.pool = Pool(config.pool)
         self.sidecar = Sidecar(config.pool)
         self.classes = self._classes()
-        self._begin_or_continue()
+        if not len(self.pool.positions_in("train")):
+            raise DataError(f"pool {config.pool} has no item in its train split")
+        self.config.train.resolve_device()
+        self.spec.build()
+        self.labeller = self._labeller()
+        for split in ("val", "test"):
+            self._labelled(split)
+        self._check()
 
     @property
     def spec(self) -> PredictorSpec:
@@ -64,7 +79,9 @@ class Experiment:
         """Labels that the manifest gives from the start (with the table labeller only)."""
         if self.config.labelling.labeller == "oracle":
             return {}
-        return self.sidecar.labels(self.pool.ids_at(self.pool.positions_in("train")))
+        labels = self.sidecar.labels(self.pool.ids_at(self.pool.positions_in("train")))
+        self.sidecar.class_indices(list(labels), self.classes, "the manifest labels these items")
+        return labels
 
     def candidates(self, current: Round) -> NDArray[np.int64]:
         """Returns positions of the items that a round may ask for: in the training split, never asked for, without a
@@ -120,7 +137,8 @@ class Experiment:
 
     def label_count(self, current: Round) -> int:
         """Returns how many labels a round's model learnt from, validation included."""
-        return len(current.trained_on()) - len(self.fixed_validation)
+        trained_on = current.trained_on()
+        return len(trained_on) - len(self.fixed_validation) if trained_on else 0
 
     def _labelled(self, split: str) -> Labelled:
         ids = self.pool.ids_at(self.pool.positions_in(split))
@@ -129,6 +147,11 @@ class Experiment:
 
     # What it is.
 
+    def begin(self) -> None:
+        """Writes what defines the experiment, and all settings of this start, into the store."""
+        content = {"format": FORMAT, "raybal": raybal.__version__, "defines": self._keys}
+        self.store.write_yaml(NAME, content | {"settings": dataclasses.asdict(self.config)})
+
     def _classes(self) -> tuple[str, ...]:
         given, known = self.config.labelling.classes, self.pool.info.classes
         if given is None and known is None:
@@ -136,28 +159,37 @@ class Experiment:
                 "labelling.classes: the pool knows no class names, so they must be given, e.g. "
                 "--labelling.classes cat,dog"
             )
-        classes = tuple(given or known or ())
-        if len(set(classes)) < 2 or len(set(classes)) < len(classes):
+        classes = tuple(name.strip() for name in given) if given else known or ()
+        if len(set(classes)) < 2 or len(set(classes)) < len(classes) or "" in classes:
             raise ConfigError(f"labelling.classes: {list(classes)} is not accepted; give two or more different names")
         return classes
 
-    def _begin_or_continue(self) -> None:
-        if not len(self.pool.positions_in("train")):
-            raise DataError(f"pool {self.config.pool} has no item in its train split")
-        keys = {"pool": self.pool.info.content_hash, "classes": list(self.classes), **defining(self.config)}
-        if self.store.exists(NAME):
-            self._check(keys)
-        # The settings that may change are those of the last start.
-        content = {"format": FORMAT, "raybal": raybal.__version__, "defines": keys}
-        self.store.write_yaml(NAME, content | {"settings": dataclasses.asdict(self.config)})
+    def _labeller(self) -> Labeller:
+        settings = self.config.labelling
+        if settings.labeller == "oracle":
+            candidates = self.pool.ids_at(self.pool.positions_in("train"))
+            return Oracle(self.sidecar, self.classes, candidates)
+        _ = self.initial
+        return TableLabeller(self.store, self.classes, self.sidecar.uris, settings.sheet)
 
-    def _check(self, keys: dict[str, object]) -> None:
-        """Checks that the store was begun with the same experiment."""
-        begun = self.store.read_yaml(NAME)
-        if begun["format"] != FORMAT:
+    @property
+    def _keys(self) -> dict[str, Any]:
+        keys = defining(self.config)
+        # The list that was given, or the pool's: what counts is which classes there are.
+        del keys["labelling.classes"]
+        return {"pool": self.pool.info.content_hash, "classes": list(self.classes), **keys}
+
+    def _check(self) -> None:
+        """Checks that the store was begun with the same experiment, if it was."""
+        begun = read_begun(self.store)
+        if begun is None:
+            return
+        keys = self._keys
+        if begun["defines"].get("pool") != keys["pool"]:
             raise StoreError(
-                f"store {self.store.root} was written in format {begun['format']} by raybal {begun['raybal']}; "
-                f"this is raybal {raybal.__version__}, which reads format {FORMAT}. Use that version, or another store"
+                f"store {self.store.root} was begun with another pool than {self.config.pool} is now (its items, "
+                f"splits or tensors differ: {begun['defines'].get('pool')} and {keys['pool']}); give the pool as it "
+                "was, or choose another store"
             )
         for key in dict.fromkeys([*begun["defines"], *keys]):
             old, new = begun["defines"].get(key), keys.get(key)
@@ -168,4 +200,34 @@ class Experiment:
                 )
         asked = len(asked_in(self.store))
         if self.config.label_budget < asked:
-            raise ConfigError(f"label_budget: {self.config.label_budget} is not accepted; {asked} items were asked for")
+            raise ConfigError(
+                f"label_budget: {self.config.label_budget} is not accepted; {asked} items were asked for already, so "
+                f"it must be at least {asked}"
+            )
+
+
+def read_begun(store: Store) -> dict[str, Any] | None:
+    """Returns what a store says it was begun with and last started with, or None if it is empty.
+
+    Raises:
+        StoreError: something else lies there, or what is there is damaged or of another format.
+    """
+    if not store.exists(NAME):
+        foreign = [name for name in store.names() if not name.startswith((".", LEASE_FILES))]
+        if foreign:
+            raise StoreError(
+                f"{store.root} is not a store (it has no {NAME}) and is not empty (it has {shorten(foreign)}); choose "
+                "another folder"
+            )
+        return None
+    begun = store.read_yaml(NAME)
+    if not isinstance(begun, dict) or not {"format", "raybal"} <= set(begun):
+        raise StoreError(f"{store.path(NAME)} is damaged: it does not say what was begun; choose another store")
+    if begun["format"] != FORMAT:
+        raise StoreError(
+            f"store {store.root} was written in format {begun['format']} by raybal {begun['raybal']}; this is raybal "
+            f"{raybal.__version__}, which reads format {FORMAT}. Use that version, or another store"
+        )
+    if not isinstance(begun.get("defines"), dict) or not isinstance(begun.get("settings"), dict):
+        raise StoreError(f"{store.path(NAME)} is damaged: its settings are missing; choose another store")
+    return begun

@@ -22,7 +22,8 @@ def run_job(main: Callable[[], None]) -> None:
     try:
         main()
     except RaybalError as error:
-        print(f"error: {getattr(error, 'cause', None) or error}", file=sys.stderr)
+        # What a library said may be of several lines.
+        print("error:", " ".join(str(getattr(error, "cause", None) or error).split("\n")), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where this one stopped", file=sys.stderr)

@@ -33,6 +33,8 @@ RENEWAL_SECONDS = 5.0
 SETTLE_SECONDS = 2.0
 POLL_SECONDS = 0.5
 
+_KEYS = {"token", "owner", "renewed", "released"}
+
 log = logging.getLogger(__name__)
 
 
@@ -68,7 +70,6 @@ class Lease:
                 now = _read(self.store) or {}
                 if now.get("token") != self.token:
                     raise _in_use(self.store, now)
-            self.store.sweep()
         except BaseException:
             self._unlock()
             raise
@@ -153,7 +154,7 @@ def _read(store: Store) -> dict[str, Any] | None:
     if not store.exists(NAME):
         return None
     content = store.read_yaml(NAME)
-    if not isinstance(content, dict) or not {"fence", "token", "owner", "renewed", "released"} <= set(content):
+    if not isinstance(content, dict) or not set(content) >= _KEYS or not isinstance(content["owner"], dict):
         raise StoreError(f"{store.path(NAME)} is not a lease; if no driver is at work on the store, delete it")
     return content
 

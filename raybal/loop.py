@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -27,24 +26,23 @@ import pyarrow as pa
 from raybal import hashing
 from raybal.config import LoopConfig
 from raybal.data.prepare import DEMO, demo_pool
-from raybal.errors import ConfigError, shorten
-from raybal.experiment import Experiment
-from raybal.labelling.base import Labeller
+from raybal.errors import shorten
+from raybal.experiment import Experiment, read_begun
 from raybal.labelling.journal import Answer, Journal, Labels
-from raybal.labelling.oracle import Oracle
-from raybal.labelling.table import TableLabeller
 from raybal.lease import Lease
 from raybal.predictor import load_predictor
 from raybal.querying.actors import Scorers
 from raybal.querying.base import Query, Request
 from raybal.querying.explain import describe_items, summarise_pool
 from raybal.report.page import write_report
-from raybal.resources import capacity, cluster, inside_uploaded_directory
+from raybal.resources import capacity, check_place, cluster
 from raybal.rounds import PHASES, Round, asked_in
 from raybal.store import Store
-from raybal.training.evaluate import evaluate
+from raybal.training.evaluate import evaluate, mean_contributions
 from raybal.training.task import TrainTask
 from raybal.training.worker import train
+
+FOLDERS = ("labels", "sheets", "rounds", "tensorboard")
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +57,19 @@ def run_loop(config: LoopConfig) -> None:
     Raises:
         RaybalError: the experiment cannot begin or continue.
     """
-    _check_places(config)
+    check_place("store", config.store)
     store = Store(config.store)
+    read_begun(store)
+    experiment = None
+    if config.pool != DEMO:
+        check_place("pool", config.pool)
+        # Workers run in other folders and on other machines.
+        experiment = Experiment(dataclasses.replace(config, pool=Store(config.pool).root), store)
     with Lease(store) as lease, cluster(config.resources):
-        if config.pool == DEMO:
-            config = dataclasses.replace(config, pool=demo_pool())
-        experiment = Experiment(config, store)
+        store.sweep(FOLDERS)
+        if experiment is None:
+            experiment = Experiment(dataclasses.replace(config, pool=demo_pool()), store)
+        experiment.begin()
         try:
             Loop(experiment, lease).run()
         except WaitingForLabels as waiting:
@@ -72,17 +77,6 @@ def run_loop(config: LoopConfig) -> None:
         report = write_report(store, experiment.pool, experiment.sidecar)
     log.info("store:  %s", store.root)
     log.info("report: %s", report)
-
-
-def _check_places(config: LoopConfig) -> None:
-    """A store inside the copied working directory of a submitted job would be lost with the job."""
-    for key in ("store", "pool"):
-        place = getattr(config, key)
-        if inside_uploaded_directory() and "://" not in place and not os.path.isabs(place) and place != DEMO:
-            raise ConfigError(
-                f"{key}: {place!r} is not accepted in a submitted job: it would lie in the uploaded copy of the "
-                "working directory, which is thrown away; give an absolute path or a URI"
-            )
 
 
 class Loop:
@@ -100,7 +94,7 @@ class Loop:
         self.store = experiment.store
         self.lease = lease
         self.journal = Journal(self.store)
-        self.labeller = _labeller(experiment)
+        self.labeller = experiment.labeller
         self._scorers: Scorers | None = None
 
     def run(self) -> None:
@@ -142,22 +136,23 @@ class Loop:
     # Phases. Each returns plain facts for its marker. The first round has no model to score and choose with.
 
     def _score(self, current: Round) -> dict[str, Any]:
-        if current.number == 0:
+        model = current.model_before
+        if model is None:
             return {"items": 0}
         candidates = self.experiment.candidates(current)
         shard_of = self.pool.shard_of[candidates]
         shards = {self.pool.shards[s]: candidates[shard_of == s] for s in np.unique(shard_of)}
-        self.scorers.score(current.scores, shards, current.before.model)
+        self.scorers.score(current.scores, shards, model)
         return {"items": len(candidates), "shards": sorted(shards)}
 
     def _select(self, current: Round) -> dict[str, Any]:
         request = Request(self.experiment.size(current), self.experiment.seed("query", current))
         about: dict[str, dict[str, Any]] = {}
         summary: dict[str, Any] = {}
-        if current.number == 0:
+        if current.model_before is None:
             ids = self.pool.ids_at(self.experiment.candidates(current))
             chosen = [ids[p] for p in hashing.order(ids, request.seed)[: request.size]]
-            query = Query(chosen, [0.0] * len(chosen), ["first round: at random"] * len(chosen))
+            query = Query(chosen, [0.0] * len(chosen), ["no model yet: at random"] * len(chosen))
         else:
             query, candidates = self.scorers.select(current.scores, current.facts("score")["shards"], request)
             about, summary = describe_items(candidates, query.ids), summarise_pool(candidates)
@@ -176,8 +171,11 @@ class Loop:
                 f"Fill in {self.labeller.where(current.number)} and run the same command again"
                 + ("" if len(missing) == len(ids) else ", or go on without them with --labelling.accept-partial")
             )
-        if not labels.known:
-            raise WaitingForLabels("waiting for labels: no item has a label yet; there is nothing to train on")
+        if missing and not labels.known:
+            raise WaitingForLabels(
+                "waiting for labels: no item has a label yet, so there is nothing to train on. Fill in "
+                f"{self.labeller.where(current.number)} and run the same command again"
+            )
         return {
             "asked": len(ids),
             "unanswered": missing,
@@ -188,30 +186,45 @@ class Loop:
     def _train(self, current: Round) -> dict[str, Any]:
         if self._training_needs_scorers_gpus():
             self._stop_scorers()
-        warm = self.config.train.round_start == "warm" and current.number > 0
+        known = self.journal.read().known
+        if not known and not self.experiment.fixed_validation:
+            log.warning("none of the items asked for could be labelled; the next round asks for others at random")
+            return {"items": {"train": 0, "validation": 0}, "history": [], "epoch": None}
         task = TrainTask(
             store=self.store.root,
             folder=current.training,
-            pool=self.config.pool,
+            pool=self.pool.store.root,
             spec=self.experiment.spec,
             settings=self.config.train,
             seed=self.experiment.seed("train", current),
             token=self.lease.token,
-            warm=current.before.model if warm else None,
+            warm=current.model_before if self.config.train.round_start == "warm" else None,
         )
         if not self.store.exists(f"{current.training}/items.parquet"):
             # Written once: answers that come later must not change a training run that is under way.
-            task.write_items(*self.experiment.training_items(current, self.journal.read().known))
+            task.write_items(*self.experiment.training_items(current, known))
         result = train(task, self.config.resources)
         parts = list(current.trained_on().values())
         return {"items": {part: parts.count(part) for part in ("train", "validation")}, **result}
 
     def _evaluate(self, current: Round) -> dict[str, Any]:
+        parts = current.trained_on()
         facts: dict[str, Any] = {"labels": self.experiment.label_count(current), "test": None}
+        if not parts:
+            return facts
+        device = self.config.train.resolve_device()
+        predictor, _ = load_predictor(self.store, current.model, device)
         if self.experiment.test is not None:
-            device = self.config.train.resolve_device()
-            predictor, _ = load_predictor(self.store, current.model, device)
             facts["test"] = evaluate(predictor, self.experiment.test, device)
+        validating = [i for i, part in parts.items() if part == "validation"]
+        looked_at = {
+            "validation": self.pool.items(validating) if validating else None,
+            "test": self.experiment.test,
+        }
+        facts["contribution"] = {
+            name: None if items is None else mean_contributions(predictor, items, device)
+            for name, items in looked_at.items()
+        }
         return facts
 
     # What the phases use.
@@ -221,7 +234,9 @@ class Loop:
         """The scoring actors, started when they are first needed."""
         if self._scorers is None:
             config = self.config
-            self._scorers = Scorers(config.pool, self.store.root, config.query, len(self.pool.shards), config.resources)
+            self._scorers = Scorers(
+                self.pool.store.root, self.store.root, config.query, len(self.pool.shards), config.resources
+            )
         return self._scorers
 
     def _training_needs_scorers_gpus(self) -> bool:
@@ -248,14 +263,6 @@ class Loop:
                 where,
             )
         return labels
-
-
-def _labeller(experiment: Experiment) -> Labeller:
-    settings = experiment.config.labelling
-    if settings.labeller == "oracle":
-        candidates = experiment.pool.ids_at(experiment.pool.positions_in("train"))
-        return Oracle(experiment.sidecar, experiment.classes, candidates)
-    return TableLabeller(experiment.store, experiment.classes, experiment.sidecar.uris, settings.sheet)
 
 
 def _query_table(query: Query, about: dict[str, dict[str, Any]], modalities: Sequence[str]) -> pa.Table:

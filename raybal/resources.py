@@ -15,7 +15,7 @@ import ray
 from ray._private.state import state as global_state  # what Ray Train and Data ask too; there is no public way
 from ray.train import ScalingConfig
 
-from raybal.errors import ConfigError
+from raybal.errors import ConfigError, RaybalError
 from raybal.settings import Settings, setting
 from raybal.training.settings import TrainSettings
 
@@ -39,10 +39,15 @@ class ResourceSettings(Settings):
     )
 
 
-def inside_uploaded_directory(path: str | None = None) -> bool:
-    """Returns whether a path (default: the current folder) lies in the copy of a working directory that a submitted
-    job runs in. Such a folder is thrown away with the job."""
-    return "/runtime_resources/working_dir_files/" in os.path.abspath(path or os.getcwd()) + "/"
+def check_place(key: str, place: str) -> None:
+    """Raises a ConfigError if a place that must last is a relative path in a submitted job, whose current folder is
+    an uploaded copy of the working directory."""
+    uploaded = "/runtime_resources/working_dir_files/" in os.getcwd() + "/"
+    if uploaded and "://" not in place and not os.path.isabs(place):
+        raise ConfigError(
+            f"{key}: {place!r} is not accepted in a submitted job: it would lie in the uploaded copy of the working "
+            "directory, which is thrown away; give an absolute path or a URI"
+        )
 
 
 @contextlib.contextmanager
@@ -56,7 +61,7 @@ def cluster(settings: ResourceSettings) -> Iterator[None]:
         yield
         return
     if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
-        ray.init(log_to_driver=True)
+        _connect()
     else:
         port = _free_port()
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
@@ -73,6 +78,25 @@ def cluster(settings: ResourceSettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect() -> None:
+    """Connects to the cluster that RAY_ADDRESS names, or that the job runs in.
+
+    Raises:
+        RaybalError: none answers there. Ray itself would try for minutes.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    try:
+        if host and port.isdigit():
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(log_to_driver=True)
+    except (OSError, ValueError) as error:
+        raise RaybalError(
+            f"RAY_ADDRESS: no Ray cluster answers at {address!r} ({error}); start it, correct the address, or unset "
+            "it to use this machine alone"
+        ) from error
 
 
 def _free_port() -> int:

@@ -51,6 +51,12 @@ class Round:
         """The round before it."""
         return Round(self.store, self.number - 1)
 
+    @property
+    def model_before(self) -> str | None:
+        """The name of the newest model of the rounds before it; None where nothing could be trained yet."""
+        models = (Round(self.store, number).model for number in reversed(range(self.number)))
+        return next((model for model in models if self.store.exists(model)), None)
+
     def done(self, phase: str) -> bool:
         """Returns whether a phase is finished."""
         return self.store.exists(f"{self.folder}/{phase}.yaml")
@@ -68,14 +74,16 @@ class Round:
         return self.store.read_table(f"{self.folder}/query.parquet")
 
     def trained_on(self) -> dict[str, str]:
-        """Returns the part ("train" or "validation") of each item of its training run, by id."""
+        """Returns the part ("train" or "validation") of each item of its training run, by id; none without a run."""
+        if not self.store.exists(f"{self.training}/items.parquet"):
+            return {}
         table = self.store.read_table(f"{self.training}/items.parquet", columns=["id", "part"])
         return dict(zip(table["id"].to_pylist(), table["part"].to_pylist(), strict=True))
 
 
 def rounds_of(store: Store) -> list[Round]:
     """Returns the rounds that have begun, in order."""
-    return [Round(store, int(name)) for name in store.names("rounds")]
+    return [Round(store, int(name)) for name in store.names("rounds") if name.isdigit()]
 
 
 def asked_in(store: Store, before: int | None = None) -> list[str]:

@@ -12,7 +12,7 @@ import json
 import os
 import urllib.parse
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -53,18 +53,20 @@ class Store:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.fspath(root)
-        if "@" in urllib.parse.urlsplit(self.root).netloc:
-            raise StoreError(
-                "a URI with a key or password in it is not accepted, it would show up in logs and reports; set "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the like) in the environment instead"
-            )
+        if not self.root.strip():
+            raise StoreError("an empty path is not accepted; give a folder or a URI")
         try:
+            if "@" in urllib.parse.urlsplit(self.root).netloc:
+                raise StoreError(
+                    "a URI with a key or password in it is not accepted, it would show up in logs and reports; set "
+                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the like) in the environment instead"
+                )
             if "://" in self.root:
                 self.filesystem, self._base = pafs.FileSystem.from_uri(self.root)
             else:
                 self.root = os.path.abspath(os.path.expanduser(self.root))
                 self.filesystem, self._base = pafs.LocalFileSystem(), self.root
-        except (pa.ArrowInvalid, OSError) as error:
+        except (ValueError, OSError) as error:
             raise StoreError(f"{self.root!r} is not a folder or URI that can be opened: {error}") from error
         self._base = self._base.rstrip("/")
         self.is_local = isinstance(self.filesystem, pafs.LocalFileSystem)
@@ -78,10 +80,6 @@ class Store:
     def path(self, name: str = "") -> str:
         """Returns the path of a file inside the filesystem (for a local store, its path on disk)."""
         return f"{self._base}/{name}" if name else self._base
-
-    def sub(self, name: str) -> Store:
-        """Returns the store of one sub-folder."""
-        return Store(join(self.root, name))
 
     def where(self, name: str) -> str:
         """Returns the full path or URI of a file, to show it or to open it elsewhere."""
@@ -136,22 +134,24 @@ class Store:
         with storage_errors("clear", self.path(folder)), contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_dir(self.path(folder))
 
-    def sweep(self) -> None:
-        """Deletes the temporary files that a killed writer left behind in a local folder."""
+    def sweep(self, folders: Iterable[str]) -> None:
+        """Deletes the temporary files that a killed writer left behind, in some local folders and right at the root."""
         if not self.is_local:
             return
-        for folder, _, names in os.walk(self.path()):
+        places = [(self.path(), os.listdir(self.path()))]
+        places += [(where, names) for folder in folders for where, _, names in os.walk(self.path(folder))]
+        for where, names in places:
             for name in names:
                 if name.startswith(TEMPORARY):
                     with contextlib.suppress(OSError):
-                        os.unlink(os.path.join(folder, name))
+                        os.unlink(os.path.join(where, name))
 
     def read_yaml(self, name: str) -> Any:
         """Returns the content of a YAML file."""
         try:
             return yaml.load(self.read_bytes(name), Loader=_YAML_LOADER)
         except yaml.YAMLError as error:
-            raise StoreError(f"{self.path(name)} is not readable YAML: {error}") from error
+            raise StoreError(f"{self.path(name)} is not readable YAML: {yaml_problem(error)}") from error
 
     def write_yaml(self, name: str, content: Any) -> None:
         """Writes plain values (numbers, strings, lists, mappings) as YAML, keys in the order given."""
@@ -186,11 +186,18 @@ class Store:
         self.write_bytes(name, safetensors.torch.save(contiguous, {"raybal": json.dumps(metadata)}))
 
 
+def yaml_problem(error: yaml.YAMLError) -> str:
+    """Returns what is wrong with a YAML file, and where, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    return f"{problem} in line {mark.line + 1}, column {mark.column + 1}" if mark else problem
+
+
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again, nothing is lost",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again, nothing is lost",
     errno.EROFS: "it is on a read-only file system; choose a folder that can be written",
-    errno.EACCES: "permission denied; choose a folder that you can write, or change its permissions",
+    errno.EACCES: "permission denied; choose another place, or change its permissions",
     errno.ENOENT: "it does not exist",
 }
 
@@ -203,3 +210,5 @@ def storage_errors(action: str, path: str) -> Iterator[None]:
     except (OSError, pa.ArrowInvalid) as error:
         reason = _REASONS.get(getattr(error, "errno", None) or 0, str(error))
         raise StoreError(f"cannot {action} {path}: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise StoreError(f"cannot {action} {path}: a file name in it is not UTF-8: {error.object!r}") from error

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raybal.analysis.contribution import contributions, shapley_values
 from raybal.balancing.base import Predictor
 from raybal.data.batches import Items, fixed_batches, gather
 from raybal.training.communication import Alone
@@ -43,6 +44,23 @@ def evaluate(
     classifier.train(training)
     reduced = workers.all_reduce(sums)().cpu().numpy()
     return {"items": len(items)} | {head: _metrics(row) for head, row in zip(heads, reduced, strict=True)}
+
+
+@torch.no_grad()
+def mean_contributions(
+    predictor: Predictor, items: Items, device: torch.device, *, batch_size: int = 256
+) -> list[float]:
+    """Returns each modality's mean share of the predictions for some items [M]; no label is looked at."""
+    total = torch.zeros(len(predictor.classifier.modalities), dtype=torch.float64, device=device)
+    for rows in fixed_batches(len(items), batch_size):
+        batch = gather(items, rows, device)
+        output = predictor.encode(batch.inputs, batch.present)
+        phi, probabilities = shapley_values(
+            lambda mask, o=output: predictor.logits(o.fusion_inputs, mask),  # type: ignore[misc]
+            batch.present,
+        )
+        total += contributions(phi, probabilities.argmax(1)).double().sum(0)
+    return (total / len(items)).tolist()
 
 
 def _add(sums: Tensor, logits: Tensor, labels: Tensor, rows: Tensor) -> None:
