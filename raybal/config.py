@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import yaml
 
@@ -21,7 +22,7 @@ from raybal.querying.base import STRATEGIES, QuerySettings
 from raybal.querying.bmmal import BMMALSettings
 from raybal.resources import ResourceSettings
 from raybal.settings import Settings, describe, from_plain, setting
-from raybal.store import Store
+from raybal.store import Store, yaml_problem
 from raybal.training.settings import TrainSettings
 
 S = TypeVar("S", bound=Settings)
@@ -48,7 +49,7 @@ class LoopConfig(Settings):
     resources: ResourceSettings = setting(factory=ResourceSettings, help="what may be used of the cluster")
 
 
-def parse(cls: type[S], arguments: Sequence[str] | None = None, *, epilog: str = "") -> S:
+def parse(cls: type[S], arguments: Sequence[str] | None = None) -> S:
     """Reads a job's settings from its command line.
 
     Every key is an option by its dotted name (`--train.epochs 20`; hyphens and underscores are the same), and
@@ -57,9 +58,7 @@ def parse(cls: type[S], arguments: Sequence[str] | None = None, *, epilog: str =
     Raises:
         ConfigError: a key or value that is not accepted.
     """
-    parser = argparse.ArgumentParser(
-        description=cls.__doc__, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = _Parser(description=cls.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help="YAML file of settings")
     listed = sys.argv[1:] if arguments is None else list(arguments)
     keys = _add_options(parser, cls, listed)
@@ -80,13 +79,45 @@ def parse(cls: type[S], arguments: Sequence[str] | None = None, *, epilog: str =
     return from_plain(cls, content)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values are true, false, null, whole numbers without leading zeros, or text (yes, no, 010, 1.10), which
+    settings read as what they expect; and no key is there twice."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"null|Null|NULL|~|", ("n", "N", "~", "")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
+
+
 def read_yaml(file: str) -> dict[str, Any]:
     """Reads a YAML file of settings (a path or a URI).
 
     Raises:
-        ConfigError: it does not hold keys and values.
+        ConfigError: it is not YAML, or does not hold keys and values.
     """
-    content = Store(file).read_yaml("")
+    text = Store(file).read_bytes("")
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not readable YAML: {yaml_problem(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -230,7 +261,7 @@ def _value(text: str, hint: Any, key: str) -> Any:
     if describe(hint) in ("text", "text or none"):
         return None if text == "none" and describe(hint) != "text" else text
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: {text!r} is not accepted; it must be {describe(hint)}") from error
     if value == "none":

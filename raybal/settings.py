@@ -122,6 +122,8 @@ def from_plain(cls: type[T], content: Mapping[str, Any], where: str = "") -> T:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in content:
             raise ConfigError(f"{prefix}{name}: this key is missing; {field.metadata.get('help', 'it has no default')}")
+    # A section with nothing below it is one left at its defaults.
+    content = {k: v for k, v in content.items() if not (v is None and dataclasses.is_dataclass(hints[k]))}
     values = {key: _convert(hints[key], value, f"{prefix}{key}") for key, value in content.items()}
     with _under(prefix):
         return cls(**values)
@@ -162,7 +164,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return value
     if hint is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
-    raise ConfigError(f"{key}: {value!r} is not accepted; it must be {describe(hint)}")
+    quoted = "; put it in quotes" if hint is str and isinstance(value, bool) else ""
+    raise ConfigError(f"{key}: {value!r} is not accepted; it must be {describe(hint)}{quoted}")
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

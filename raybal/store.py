@@ -186,7 +186,7 @@ class Store:
         self.write_bytes(name, safetensors.torch.save(contiguous, {"raybal": json.dumps(metadata)}))
 
 
-def yaml_problem(error: yaml.YAMLError) -> str:
+def yaml_problem(error: Exception) -> str:
     """Returns what is wrong with a YAML file, and where, in one line."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)

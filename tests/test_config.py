@@ -225,7 +225,6 @@ def test_what_the_command_line_does_not_accept(arguments, says):
         ({"trian": {}}, ["trian:", "the configuration has pool, store", "did you mean 'train'?"]),
         ({"train": {"epoch": 3}}, ["train.epoch:", "did you mean 'epochs'?"]),
         ({"train": 5}, ["train: 5 ", "a mapping of keys to values"]),
-        ({"train": None}, ["train: None ", "a mapping of keys to values"]),
         ({"seed": True}, ["seed: True ", "a whole number"]),
         ({"train": {"device": None}}, ["train.device: None ", "auto, cpu, cuda"]),
         ({"balancing": {"method": "joint", "alpha": 1}}, ["balancing.alpha:"]),
@@ -252,8 +251,10 @@ def test_an_option_of_a_section_that_is_no_mapping(write):
 def test_files_that_are_no_settings(write, tmp_path):
     with pytest.raises(ConfigError, match="must hold keys and values, and holds list"):
         read(*write("- a\n"))
-    with pytest.raises(StoreError, match="is not readable YAML"):
+    with pytest.raises(ConfigError, match=r"is not readable YAML: .* in line 2, column 1$"):
         read(*write("seed: [\n"))
+    with pytest.raises(ConfigError, match=r"key 'train' is there twice in line 3, column 1$"):
+        read(*write("train: {epochs: 3}\nseed: 1\ntrain: {batch_size: 4}\n"))
     with pytest.raises(StoreError, match=re.escape(str(tmp_path / "absent.yaml"))):
         read("--config", str(tmp_path / "absent.yaml"))
 
@@ -267,6 +268,22 @@ def test_a_file_is_found_by_any_kind_of_path(tmp_path, monkeypatch):
     # Not below the current folder.
     with pytest.raises(StoreError, match=r"cannot read /a\.yaml"):
         read_yaml("/a.yaml")
+
+
+def test_plain_values_are_what_they_look_like(write):
+    """YAML 1.1 reads yes and 010 as true and 8."""
+    config = read(*write("labelling: {classes: [yes, no, 010, 1, '2', 1.10]}\ntrain: {learning_rate: 1e-3}\nquery:\n"))
+    assert config.labelling.classes == ["yes", "no", "010", "1", "2", "1.10"]
+    assert config.train.learning_rate == 1e-3
+    assert config.query == LoopConfig().query
+    with pytest.raises(ConfigError, match=r"labelling\.classes\[0\]: True .* put it in quotes"):
+        read(*write("labelling: {classes: [true, false]}\n"))
+    assert read("--labelling.classes", "01,2,no").labelling.classes == ["01", "2", "no"]
+
+
+def test_an_option_without_its_value_is_one_line():
+    with pytest.raises(ConfigError, match=r"^argument --label-budget: expected one argument; see --help$"):
+        read("--label-budget")
 
 
 def test_what_defines_an_experiment():

@@ -97,7 +97,6 @@ def test_plain_values_become_settings_at_every_depth():
         ({"name": "x", "leaf": {"low": 5, "high": 4}}, ["leaf.high: 4.0 ", "at least low (5.0)"]),
         ({"name": "x", "leaves": {"b": {"low": 5, "high": 4}}}, ["leaves.b.high: 4.0 "]),
         ({"name": "x", "leaf": 4}, ["leaf: 4 ", "a mapping"]),
-        ({"name": "x", "leaf": None}, ["leaf: None ", "a mapping"]),
         ({"name": "x", "leaves": ["a"]}, ["leaves: ['a'] ", "a mapping of names"]),
         ({"name": "x", "leaves": {"a": 3}}, ["leaves.a: 3 ", "a mapping"]),
         ({"name": "x", "kind": "lage"}, ["kind: 'lage' ", "small, large", "did you mean 'large'?"]),

@@ -100,10 +100,10 @@ def test_names_and_existence(store):
 
 
 def test_a_folder_is_a_store_of_its_own(store):
-    inner = store.sub("rounds/003")
+    inner = Store(store.where("rounds/003"))
     inner.write_bytes("train/x", b"1")
     assert store.read_bytes("rounds/003/train/x") == b"1"
-    assert store.sub("rounds").sub("003").names("train") == ["x"]
+    assert Store(store.where("rounds/003")).names("train") == ["x"]
     assert inner.path("train") == store.path("rounds/003/train")
     assert store.names() == ["rounds"]
 
@@ -214,7 +214,7 @@ def test_a_path_and_its_uri_are_one_store(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for place in ("a b", "./a b/", "~/a b", f"{folder}/", f"{folder}/../a b"):
         assert Store(place).names("x") == ["y", "z"]
-        assert Store(place).sub("x").names() == ["y", "z"]
+        assert Store(Store(place).where("x")).names() == ["y", "z"]
     # A store stays where it was opened.
     there = Store("a b")
     monkeypatch.chdir("/")
@@ -347,14 +347,14 @@ def test_places_that_cannot_be_written(tmp_path):
 def test_a_folder_with_a_question_mark(tmp_path):
     store = Store(tmp_path / "what?")
     store.write_bytes("a/x", b"1")
-    assert store.sub("a").names() == ["x"]
+    assert Store(store.where("a")).names() == ["x"]
 
 
 @pytest.mark.parametrize("name", ["my clips", "a#b"])
 def test_names_that_a_uri_must_encode(s3, tmp_path, name):
     for store in (Store(tmp_path.as_uri()), Store(s3())):
         store.write_bytes(f"{name}/x", b"1")
-        assert store.sub(name).names() == ["x"]
+        assert Store(store.where(name)).names() == ["x"]
 
 
 def test_a_damaged_file_of_tensors_is_named(tmp_path):

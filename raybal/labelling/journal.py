@@ -63,31 +63,39 @@ class Journal:
     def answers(self) -> list[Answer]:
         """Returns all answers in the order in which they came."""
         found = []
-        for name in self.store.names(FOLDER):
+        for name in self._batches():
             for row in self.store.read_table(f"{FOLDER}/{name}").to_pylist():
                 found.append(Answer(**row))
         return found
 
     def add(self, answers: Iterable[Answer]) -> list[Answer]:
-        """Writes the answers that say something new, as one batch; returns them."""
-        labels, known = self.read(), {(a.id, a.label, a.kind) for a in self.answers()}
-        new: list[Answer] = []
+        """Writes the answers that say something new, as one batch; returns them.
+
+        An answer is new if its source said something else of the item before, or nothing while another label stands;
+        a resolution is new if it changes what stands or ends a conflict.
+        """
+        labels, new = self.read(), list[Answer]()
+        said = {(a.id, a.source): a.label for a in self.answers() if a.kind == "answer"}
         for answer in answers:
-            # A resolution may come back to an earlier one; what stands decides whether it is new.
             stands = answer.id in labels.label and labels.label[answer.id] == answer.label
-            resolved = stands and answer.id not in labels.conflicts
-            told = (answer.id, answer.label, answer.kind) in known
-            if (answer.kind == "answer" and told) or (answer.kind == "resolution" and resolved):
-                continue
-            known.add((answer.id, answer.label, answer.kind))
-            new.append(answer)
+            if answer.kind == "resolution":
+                told = stands and answer.id not in labels.conflicts
+            else:
+                told = said.get((answer.id, answer.source), answer.label if stands else _NOTHING) == answer.label
+                said[answer.id, answer.source] = answer.label
+            if not told:
+                new.append(answer)
+                labels.label.setdefault(answer.id, answer.label)
         if new:
             table = pa.Table.from_pylist([vars(a) for a in new], schema=_SCHEMA)
             content = repr([(a.id, a.label, a.source, a.kind) for a in new]).encode()
-            number = len(self.store.names(FOLDER)) + 1
+            number = len(self._batches()) + 1
             name = f"{number:06d}-{hashlib.blake2b(content, digest_size=8).hexdigest()}"
             self.store.write_table(f"{FOLDER}/{name}.parquet", table)
         return new
+
+    def _batches(self) -> list[str]:
+        return [name for name in self.store.names(FOLDER) if name.endswith(".parquet")]
 
     def read(self) -> Labels:
         """Returns the labels that stand, and the open conflicts."""
@@ -105,4 +113,5 @@ class Journal:
         return labels
 
 
+_NOTHING = object()
 _SCHEMA = pa.schema([("id", pa.string()), ("label", pa.string()), ("source", pa.string()), ("kind", pa.string())])

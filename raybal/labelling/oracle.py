@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from raybal.data.pool import Sidecar
 from raybal.labelling.journal import Answer, Labels
 
+_WHY = "the oracle answers from the manifest's labels (people would, with --labelling.labeller table)"
+
 
 class Oracle:
     """Answers every query at once from the pool's label sidecar.
@@ -24,7 +26,7 @@ class Oracle:
         self.sidecar = sidecar
         self.classes = classes
         # Now rather than in the middle of a run.
-        sidecar.class_indices(candidates, classes, "the oracle answers from the manifest's labels")
+        sidecar.class_indices(candidates, classes, _WHY)
 
     def ask(self, round_number: int, ids: Sequence[str]) -> None:
         """Nothing to do."""

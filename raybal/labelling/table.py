@@ -53,11 +53,11 @@ class TableLabeller:
         self.sheet = sheet
 
     def where(self, round_number: int) -> str:
-        return self.store.where(self._name(round_number))
+        return self.store.where(self._there(round_number) or self._name(round_number))
 
     def ask(self, round_number: int, ids: Sequence[str]) -> None:
         name = self._name(round_number)
-        if any(self.store.exists(f"{FOLDER}/round-{round_number:03d}.{kind}") for kind in ("csv", "parquet")):
+        if self._there(round_number) is not None:
             return
         empty = pa.array([""] * len(ids))
         uris = self.uris(ids)
@@ -76,6 +76,9 @@ class TableLabeller:
         """
         answers: list[Answer] = []
         for name in self.store.names(FOLDER):
+            if name.startswith((".", "~")):
+                # What file managers and office programs leave beside an open file.
+                continue
             if name == CONFLICTS:
                 answers += self._read(name, "resolution", asked)
             elif _SHEET.fullmatch(name):
@@ -106,8 +109,13 @@ class TableLabeller:
         self.store.write_bytes(name, _csv(pa.Table.from_pylist(rows)))
         return self.store.where(name)
 
-    def _name(self, round_number: int) -> str:
-        return f"{FOLDER}/round-{round_number:03d}.{self.sheet}"
+    def _name(self, round_number: int, kind: str | None = None) -> str:
+        return f"{FOLDER}/round-{round_number:03d}.{kind or self.sheet}"
+
+    def _there(self, round_number: int) -> str | None:
+        """The name of a round's sheet, of whatever format it was written in; None if there is none yet."""
+        names = [self._name(round_number, kind) for kind in ("csv", "parquet")]
+        return next((name for name in names if self.store.exists(name)), None)
 
     def _read(self, name: str, kind: Literal["answer", "resolution"], asked: Collection[str]) -> list[Answer]:
         path = self.store.where(f"{FOLDER}/{name}")
@@ -147,9 +155,13 @@ def _table(content: bytes, name: str, path: str) -> pa.Table:
     """Reads a sheet, with column names in any case."""
     try:
         table = pq.read_table(io.BytesIO(content)) if name.endswith(".parquet") else read_csv(content)
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise LabelError(f"{path} cannot be read as a table: {error}") from error
-    return table.rename_columns([column.strip().lower() for column in table.column_names])
+    names = [column.strip().lower() for column in table.column_names]
+    repeated = [column for column in names if column and names.count(column) > 1]
+    if repeated:
+        raise LabelError(f"{path} has column {repeated[0]!r} more than once; leave one")
+    return table.rename_columns(names)
 
 
 def _text(cell: object) -> str:

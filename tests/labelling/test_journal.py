@@ -119,12 +119,12 @@ def test_an_answer_and_cannot_label_conflict(journal, labels):
 
 @pytest.mark.parametrize("label", ["cat", "dog", "owl", None])
 def test_a_resolution_settles_a_conflict(journal, label):
-    journal.add([answer("x", "cat"), answer("x", "dog")])
+    journal.add([answer("x", "cat"), answer("x", "dog", "b")])
     assert journal.add([resolution("x", label)]) == [resolution("x", label)]
     assert journal.read().label == {"x": label}
     assert journal.read().conflicts == {}
     # All that was said before stays said.
-    assert journal.add([answer("x", "cat"), answer("x", "dog"), resolution("x", label)]) == []
+    assert journal.add([answer("x", "cat"), answer("x", "dog", "b"), resolution("x", label)]) == []
     assert journal.read().conflicts == {}
 
 
@@ -149,6 +149,15 @@ def test_a_new_answer_after_a_resolution_is_a_new_conflict(journal):
     assert journal.add([answer("x", "owl"), resolution("x", "dog")]) == []
 
 
+def test_an_annotator_who_comes_back_to_an_earlier_answer_is_heard(journal):
+    journal.add([answer("x", "cat")])
+    journal.add([answer("x", "dog")])
+    journal.add([resolution("x", "dog")])
+    assert journal.add([answer("x", "cat")]) == [answer("x", "cat")]
+    assert list(journal.read().conflicts) == ["x"]
+    assert journal.add([answer("x", "cat")]) == []
+
+
 def test_a_resolution_without_a_conflict_corrects_a_label(journal):
     journal.add([answer("x", "cat")])
     assert journal.add([resolution("x", "cat")]) == []
@@ -159,7 +168,7 @@ def test_a_resolution_without_a_conflict_corrects_a_label(journal):
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))), ids=str)
 def test_giving_everything_again_in_any_order_changes_nothing(journal, order):
-    given = [answer("x", "cat"), answer("y", "dog"), answer("x", "dog"), answer("z", None)]
+    given = [answer("x", "cat"), answer("y", "dog"), answer("x", "dog", "b"), answer("z", None)]
     journal.add(given)
     before = (files(journal), journal.read())
     for k in order:
