@@ -237,3 +237,30 @@ def test_people_answer_through_sheets(feature_pool, tmp_path, caplog):
     assert not conflicts.exists()
     assert len(queries(store)) == 3
     assert len({i for q in queries(store) for i in q}) == 60
+
+
+def test_a_query_that_nobody_could_label_is_followed_by_another(feature_pool, tmp_path, caplog):
+    caplog.set_level("INFO", logger="raybal")
+    truth = Store(str(feature_pool)).read_table(LABELS)
+    truth = dict(zip(truth["id"].to_pylist(), truth["label"].to_pylist(), strict=True))
+    pool, store = tmp_path / "pool", tmp_path / "store"
+    shutil.copytree(feature_pool, pool)
+    Store(str(pool)).write_table(LABELS, Store(str(pool)).read_table(LABELS).slice(0, 0))
+    config = make_config(
+        pool, store, labelling={"labeller": "table"}, label_budget=50, query={"strategy": "bmmal", "size": 20}
+    )
+    sheets = [store / "sheets" / f"round-{n:03d}.csv" for n in range(3)]
+    run_loop(config)
+    first = answer(sheets[0], {})
+    answer(sheets[0], dict.fromkeys(first, "cannot label"))
+    run_loop(config)
+    assert "none of the items asked for could be labelled" in caplog.text
+    assert "waiting for labels: 20 of the 20 items of round 1" in caplog.text
+    second = answer(sheets[1], {})
+    assert not set(first) & set(second)
+    assert Round(Store(str(store)), 1).query()["reason"].to_pylist() == ["no model yet: at random"] * 20
+    answer(sheets[1], {i: truth[i] for i in second})
+    run_loop(config)
+    third = answer(sheets[2], {})
+    assert len(third) == 10
+    assert all("gradient norm" in reason for reason in Round(Store(str(store)), 2).query()["reason"].to_pylist())
