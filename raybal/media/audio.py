@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from raybal.errors import ConfigError
-from raybal.media.container import decode, open_sound, seconds_at_end
+from raybal.media.container import check_rate, decode, open_sound, seconds_at_end
 from raybal.media.damage import MediaError
 from raybal.settings import Settings, setting
 
@@ -21,13 +22,18 @@ if TYPE_CHECKING:
 # Added to mel energies before the logarithm: about the energy of 16-bit rounding noise in one band, so that digital
 # silence is the finite -13.8 and lies well below any recorded silence.
 LOG_OFFSET = 1e-6
+# torchaudio's filter has a coefficient for each pair of an old and a new sample of the rates' common period. For two
+# rates with few common factors that is gigabytes; above this many, a Fourier transform does it.
+_MOST_COEFFICIENTS = 2**21
+# From here on AudioFrame.planes of PyAV reads behind the frame's planes.
+_UNSAFE_PLANES = 8
 
 
 @dataclass(frozen=True)
 class AudioSettings(Settings):
     """How sound becomes a log-mel spectrogram."""
 
-    sample_rate: int = setting(16000, help="Samples a second to which all sound is brought.", ge=1000)
+    sample_rate: int = setting(16000, help="Samples a second to which all sound is brought.", ge=1000, le=768_000)
     seconds: float | None = setting(
         None, help="Length of a prepared clip in seconds: longer ones lose both ends, shorter ones gain silence.", gt=0
     )
@@ -45,11 +51,27 @@ class AudioSettings(Settings):
                     f"{name}: {getattr(self, name)!r} is not accepted; it must last at least one sample "
                     f"(sample_rate is {self.sample_rate})"
                 )
-        if self.highest is not None and not self.lowest < self.highest <= self.sample_rate / 2:
+        half = self.sample_rate / 2
+        if self.highest is not None and not self.lowest < self.highest <= half:
             raise ConfigError(
                 f"highest: {self.highest!r} is not accepted; it must be greater than lowest ({self.lowest}) "
-                f"and at most half the sample_rate ({self.sample_rate / 2})"
+                f"and at most half the sample_rate ({half})"
             )
+        if self.lowest >= half:
+            raise ConfigError(
+                f"lowest: {self.lowest!r} is not accepted; it must be less than half the sample_rate ({half})"
+            )
+        # The first and the last spectrogram frame mirror the sound at its ends.
+        if self.seconds is not None and self.sample_count() <= self.fft_size() // 2:
+            raise ConfigError(
+                f"seconds: {self.seconds!r} is not accepted; with a window of {self.window} s it must be more than "
+                f"{self.fft_size() / 2 / self.sample_rate:g}"
+            )
+
+    def fft_size(self) -> int:
+        """Returns the length in samples to which a window is filled with zeros: the next power of two, which leaves
+        no mel band without a frequency bin."""
+        return 1 << (round(self.window * self.sample_rate) - 1).bit_length()
 
     def sample_count(self) -> int:
         """Returns the number of samples of a prepared clip.
@@ -78,10 +100,29 @@ def log_mel(waveform: NDArray[np.float32], sample_rate: int, settings: AudioSett
     """Returns the log-mel spectrogram float16 [1, mels, frames] of a mono waveform [samples] in -1..1."""
     sound = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
     if sample_rate != settings.sample_rate:
-        sound = _resampler(sample_rate, settings.sample_rate)(sound)
+        sound = resample(sound, sample_rate, settings.sample_rate)
     sound = _to_length(sound, settings.sample_count())
     energies = _mel_transform(settings)(sound)
     return torch.log(energies + LOG_OFFSET).to(torch.float16).numpy()[None]
+
+
+def resample(sound: torch.Tensor, old_rate: int, new_rate: int) -> torch.Tensor:
+    """Resamples [samples] to another rate: ceil(samples * new_rate / old_rate) samples without what is above half of
+    either rate.
+
+    torchaudio's windowed sinc where its filter is small, as with all usual rates; else a Fourier transform of the
+    sound, filled up with silence to a length that is a whole number of samples at both rates.
+    """
+    common = math.gcd(old_rate, new_rate)
+    old, new = old_rate // common, new_rate // common
+    if old * new <= _MOST_COEFFICIENTS:
+        return _resampler(old_rate, new_rate)(sound)
+    # At least one period of silence, since to a Fourier transform the end borders on the beginning.
+    periods = -(-len(sound) // old) + 1
+    spectrum = torch.fft.rfft(sound, periods * old)
+    kept = (periods * min(old, new) + 1) // 2
+    resampled = torch.fft.irfft(spectrum[:kept], periods * new) * (new / old)
+    return resampled[: -(-len(sound) * new // old)]
 
 
 def waveform_from_packets(packets: list[Packet]) -> tuple[NDArray[np.float32], int]:
@@ -92,42 +133,56 @@ def waveform_from_packets(packets: list[Packet]) -> tuple[NDArray[np.float32], i
     the end is where the last packet's duration ends.
 
     Raises:
-        MediaError: no sound can be decoded.
+        MediaError: no sound can be decoded, or its rate or channels change on the way.
     """
     stream: Any = packets[0].stream
-    frames = list(decode(stream, packets))
+    frames = [frame for frame in decode(stream, packets) if frame.samples]
     if not frames:
-        raise MediaError("cannot be decoded: no sound")
+        raise MediaError("empty: no samples")
     rate = frames[0].sample_rate
-    blocks = [_block(frame) for frame in frames]
-    if len({(len(block), block.dtype) for block in blocks}) > 1:
-        blocks = [_mono(block)[None] for block in blocks]
-    waveform = _mono(np.concatenate(blocks, axis=1))
+    check_rate(rate)
+    for frame in frames:
+        if _form(frame) != _form(frames[0]):
+            raise MediaError(f"cannot be decoded: the sound changes from {_form(frames[0])} to {_form(frame)}")
+    waveform = _mono(np.concatenate([_block(frame) for frame in frames], axis=1))
     if frames[0].pts is None:
         return waveform, rate
     start = float(frames[0].pts * frames[0].time_base)
     first = max(0, round(-start * rate))
     last = round((seconds_at_end(packets) - start) * rate)
-    return waveform[first:last] if last > first else waveform, rate
+    cropped = waveform[first:last]
+    return cropped if len(cropped) else waveform, rate
 
 
 def waveform_from_sound_file(source: bytes) -> tuple[NDArray[np.float32], int]:
     """Decodes a WAV, FLAC or Ogg file: (mono waveform [samples] in -1..1, samples a second).
 
     Raises:
-        MediaError: damaged, or fewer samples than declared.
+        MediaError: damaged, without a sample, or fewer samples than declared.
     """
     with open_sound(source) as sound:
         samples = sound.read(dtype="float32", always_2d=True)
         if len(samples) < sound.frames:
             raise MediaError(f"cut short: {len(samples)} of {sound.frames} declared samples")
+        if not len(samples):
+            raise MediaError("empty: no samples")
         return samples.mean(1), sound.samplerate
+
+
+def _form(frame: Any) -> str:
+    channels = frame.layout.nb_channels
+    return f"{channels} channel{'s' if channels > 1 else ''} ({frame.format.name}) at {frame.sample_rate} Hz"
 
 
 def _block(frame: Any) -> NDArray[Any]:
     """Returns the samples [channels, samples] of one decoded frame, of the type that the decoder gives."""
+    channels = frame.layout.nb_channels
+    if frame.format.is_planar and channels >= _UNSAFE_PLANES:
+        from av import AudioResampler
+
+        (frame,) = AudioResampler(format=frame.format.packed).resample(frame)
     samples: NDArray[Any] = frame.to_ndarray()
-    return samples if frame.format.is_planar else samples.reshape(-1, len(frame.layout.channels)).T
+    return samples if frame.format.is_planar else samples.reshape(-1, channels).T
 
 
 def _mono(samples: NDArray[Any]) -> NDArray[np.float32]:
@@ -157,12 +212,10 @@ def _resampler(old_rate: int, new_rate: int) -> torch.nn.Module:
 def _mel_transform(settings: AudioSettings) -> torch.nn.Module:
     from torchaudio.transforms import MelSpectrogram
 
-    window = round(settings.window * settings.sample_rate)
     return MelSpectrogram(
         sample_rate=settings.sample_rate,
-        # Zero-padding the window to a power of two leaves no mel band without a frequency bin.
-        n_fft=1 << (window - 1).bit_length(),
-        win_length=window,
+        n_fft=settings.fft_size(),
+        win_length=round(settings.window * settings.sample_rate),
         hop_length=round(settings.hop * settings.sample_rate),
         f_min=settings.lowest,
         f_max=settings.highest,

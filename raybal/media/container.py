@@ -29,6 +29,7 @@ _WELCOME = (
 )
 # Only these write the duration of the whole clip at the front, where a cut leaves it.
 _DECLARE_DURATION = ("matroska", "flv")
+_RATES = (1000, 768_000)
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,6 @@ class MediaInfo:
         has_video, has_audio: whether there is such a track. A cover picture is no video track.
         is_image: whether the file is one picture.
         duration: seconds; None for an image, and where the header does not tell.
-        width, height: pixels as stored; None without pictures.
-        frame_rate: pictures a second; None where unknown.
-        sample_rate: samples a second; None without sound.
     """
 
     format: str
@@ -50,10 +48,6 @@ class MediaInfo:
     has_audio: bool = False
     is_image: bool = False
     duration: float | None = None
-    width: int | None = None
-    height: int | None = None
-    frame_rate: float | None = None
-    sample_rate: int | None = None
 
 
 def probe(source: bytes) -> MediaInfo:
@@ -69,26 +63,17 @@ def probe(source: bytes) -> MediaInfo:
     if kind in IMAGE_KINDS:
         from raybal.media.image import open_image
 
-        with open_image(source) as image:
-            return MediaInfo(kind, is_image=True, width=image.width, height=image.height)
+        with open_image(source):
+            return MediaInfo(kind, is_image=True)
     if is_sound_file(source, kind):
         with open_sound(source) as sound:
-            seconds = sound.frames / sound.samplerate
-            return MediaInfo(kind, has_audio=True, duration=seconds, sample_rate=sound.samplerate)
+            return MediaInfo(kind, has_audio=True, duration=sound.frames / sound.samplerate)
     with open_container(source, kind) as container:
-        video, audio = find_stream(container, "video"), find_stream(container, "audio")
-        # A track whose decoder libav lacks has no codec context, and most of its attributes are missing.
-        pictures, sound = (stream and stream.codec_context for stream in (video, audio))
-        rate = video.average_rate if video and pictures else None
         return MediaInfo(
             format=kind or container.format.name,
-            has_video=video is not None,
-            has_audio=audio is not None,
+            has_video=find_stream(container, "video") is not None,
+            has_audio=find_stream(container, "audio") is not None,
             duration=container.duration / 1e6 if container.duration else None,
-            width=pictures.width if pictures else None,
-            height=pictures.height if pictures else None,
-            frame_rate=float(rate) if rate else None,
-            sample_rate=sound.sample_rate if sound else None,
         )
 
 
@@ -106,9 +91,17 @@ def open_sound(source: bytes) -> Iterator[SoundFile]:
 
     try:
         with soundfile.SoundFile(io.BytesIO(source)) as sound:
+            check_rate(sound.samplerate)
             yield sound
     except soundfile.LibsndfileError as error:
         raise MediaError(f"cannot be decoded: {error.error_string}") from error
+
+
+def check_rate(rate: int) -> None:
+    """Raises a MediaError for a number of samples a second that no recording has: the header is damaged."""
+    low, high = _RATES
+    if not low <= rate <= high:
+        raise MediaError(f"cannot be decoded: {rate} samples a second, and {low} to {high} are accepted")
 
 
 @contextmanager

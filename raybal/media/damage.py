@@ -26,13 +26,8 @@ _IMAGE_BRANDS = (b"avif", b"avis", b"mif1", b"heic", b"heix")
 class MediaError(DataError):
     """A media file that cannot be decoded, or that holds less than it declares.
 
-    Attributes:
-        reason: a few words for the quarantine table, e.g. "empty" or "cut short: 5 of 12 declared frames".
+    Its text is a few words for the quarantine table, e.g. "empty" or "cut short: 5 of 12 declared frames".
     """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def sniff(source: bytes) -> str:

@@ -7,11 +7,13 @@ from media_files import RATE, example, noise_and_tone, write_clip, write_sound
 from raybal.errors import ConfigError
 from raybal.media.audio import (
     AudioSettings,
+    resample,
     waveform_from_packets,
     waveform_from_sound_file,
 )
 from raybal.media.clip import decode_audio
-from raybal.media.container import open_container, read_packets
+from raybal.media.container import open_container, probe, read_packets
+from raybal.media.damage import MediaError
 
 FLOOR = np.float16(np.log(1e-6))
 
@@ -166,9 +168,112 @@ def test_frame_count_is_what_comes_out(seconds, hop):
         ({"highest": 9000.0}, "highest"),
         ({"lowest": 500.0, "highest": 400.0}, "highest"),
         ({"seconds": 0.0}, "seconds"),
+        ({"seconds": 0.01}, "seconds"),
+        ({"seconds": 0.2, "window": 0.5}, "seconds"),
+        ({"lowest": 9000.0}, "lowest"),
+        ({"sample_rate": 10**7}, "sample_rate"),
         ({"mels": 0}, "mels"),
     ],
 )
 def test_settings_are_checked(options, key):
     with pytest.raises(ConfigError, match=f"^{key}"):
         AudioSettings(**options)
+
+
+@pytest.mark.parametrize("window", [0.025, 0.032, 0.5])
+def test_the_shortest_length_that_is_accepted_decodes(window):
+    shortest = AudioSettings(window=window).fft_size() / 2 / RATE
+    settings = AudioSettings(window=window, seconds=shortest + 1 / RATE)
+    assert decode_audio(example("wav"), settings).shape == settings.shape()
+    with pytest.raises(ConfigError, match=r"^seconds: "):
+        AudioSettings(window=window, seconds=shortest)
+
+
+def joined(first, second):
+    """Two AAC recordings of half a second, mono at 16 kHz but for what is given, one after the other in one file."""
+    parts = []
+    for form in (first, second):
+        rate, layout = form.get("rate", RATE), form.get("layout", "mono")
+        channels = {"mono": 1, "stereo": 2, "7.1": 8}[layout]
+        sound = np.stack([noise_and_tone(0.5, rate)] * channels, 1)
+        parts.append(write_clip("adts", sound=sound, rate=rate, layout=layout))
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [
+        ({"rate": 48000}, r"1 channel \(fltp\) at 16000 Hz to 1 channel \(fltp\) at 48000 Hz"),
+        ({"layout": "stereo"}, r"1 channel \(fltp\) at 16000 Hz to 2 channels \(fltp\) at 16000 Hz"),
+        ({"layout": "7.1"}, r"1 channel \(fltp\) at 16000 Hz to 8 channels \(fltp\) at 16000 Hz"),
+    ],
+)
+def test_sound_that_changes_on_the_way_is_damaged(second, says):
+    with pytest.raises(MediaError, match=f"^cannot be decoded: the sound changes from {says}$"):
+        decode_audio(joined({}, second), AudioSettings(seconds=1.0))
+    assert decode_audio(joined({}, {}), AudioSettings(seconds=1.0)) is not None
+
+
+def test_eight_channels_are_mixed():
+    tones = [300.0 + 200 * i for i in range(8)]
+    sound = np.stack([noise_and_tone(tone=tone) for tone in tones], 1)
+    decoded, _ = waveform(write_clip("mp4", sound=sound, layout="7.1"), "mp4")
+    spectrum = np.abs(np.fft.rfft(decoded[:RATE]))
+    loudest = {int(np.argmax(spectrum[round(t) - 50 : round(t) + 51])) - 50 for t in tones if t != 900}
+    # The fourth channel is for low frequencies and keeps no tone of 900 Hz.
+    assert loudest == {0}
+
+
+@pytest.mark.parametrize("kind", ["WAV", "AIFF"])
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_sound_without_a_sample_is_empty(kind, rate):
+    with pytest.raises(MediaError, match=r"^empty: no samples$"):
+        decode_audio(write_sound(kind, np.zeros(0, np.float32), rate), AudioSettings(seconds=1.0))
+
+
+def test_a_track_without_a_sample_is_empty(monkeypatch):
+    from raybal.media import audio
+
+    class Silent:
+        samples = 0
+
+    monkeypatch.setattr(audio, "decode", lambda stream, packets: [Silent()] * 3)
+    with pytest.raises(MediaError, match=r"^empty: no samples$"):
+        decode_audio(example("mp4"), AudioSettings(seconds=1.0))
+
+
+@pytest.mark.parametrize("rate", [0, 16, 999, 768_001, 3_030_656])
+def test_an_absurd_rate_is_damage(rate):
+    source = bytearray(write_sound("WAV", noise_and_tone(0.1)))
+    source[24:28] = rate.to_bytes(4, "little")
+    for read in (probe, waveform_from_sound_file):
+        with pytest.raises(MediaError, match="cannot be decoded"):
+            read(bytes(source))
+
+
+@pytest.mark.parametrize("rate", [1009, 7919, 11127, 22051, 44100, 99991, 767_999])
+def test_a_tone_keeps_its_frequency_at_any_rate(rate):
+    """Rates with and without a common factor: as the tone itself, at the new rate."""
+    time = torch.arange(round(0.7 * rate), dtype=torch.float64) / rate
+    resampled = resample(torch.sin(2 * torch.pi * 301 * time).float(), rate, RATE)
+    assert len(resampled) == np.ceil(len(time) * RATE / rate)
+    expected = torch.sin(2 * torch.pi * 301 * torch.arange(len(resampled), dtype=torch.float64) / RATE)
+    inner = slice(3000, 8000)
+    assert (resampled - expected)[inner].abs().max() < (0.02 if rate < 2000 else 5e-4)
+
+
+def test_what_the_new_rate_cannot_hold_is_left_out():
+    time = torch.arange(22051, dtype=torch.float64) / 22051
+    high, low = (torch.sin(2 * torch.pi * tone * time).float() for tone in (9000, 1000))
+    assert resample(high, 22051, RATE)[2000:14000].abs().max() < 2e-3
+    both = resample(high + low, 22051, RATE)
+    assert (both - resample(low, 22051, RATE))[2000:14000].abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("rate", [11127, 22051])
+def test_rates_without_a_common_factor_take_little_memory(rate):
+    sound = torch.from_numpy(noise_and_tone(0.5, rate))
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
+        resample(sound, rate, RATE)
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages())
+    assert 0 < allocated < 10 * 2**20

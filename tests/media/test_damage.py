@@ -120,7 +120,7 @@ def test_probe_notices_that_the_end_of_an_image_is_missing(name, missing):
 def test_the_end_of_a_thumbnail_is_not_the_end_of_a_jpeg():
     source, thumbnail = example("jpeg"), b"Exif\x00\x00" + example("jpeg")
     tagged = source[:2] + b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail + source[2:]
-    assert probe(tagged).width == 96
+    assert probe(tagged).is_image
     with pytest.raises(MediaError, match="no end marker"):
         probe(tagged[: len(tagged) - len(source) // 2])
 
@@ -144,7 +144,7 @@ def test_more_declared_samples_than_there_are():
 def test_errors_survive_the_way_back_from_a_worker_process():
     error = pickle.loads(pickle.dumps(MediaError("empty")))
     assert isinstance(error, DataError)
-    assert error.reason == str(error) == "empty"
+    assert str(error) == "empty"
 
 
 def test_flipped_bytes_raise_media_errors_only():
@@ -165,12 +165,12 @@ def test_flipped_bytes_raise_media_errors_only():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("mp4", MediaInfo("mp4", True, True, False, 1.0, 96, 64, 25.0, 16000)),
-        ("mp4 no sound", MediaInfo("mp4", True, False, False, 1.0, 96, 64, 25.0, None)),
-        ("mp4 no pictures", MediaInfo("mp4", False, True, False, 1.0, None, None, None, 16000)),
-        ("wav", MediaInfo("wav", False, True, False, 1.0, sample_rate=16000)),
-        ("flac", MediaInfo("flac", False, True, False, 1.0, sample_rate=16000)),
-        ("png", MediaInfo("png", is_image=True, width=96, height=64)),
+        ("mp4", MediaInfo("mp4", True, True, False, 1.0)),
+        ("mp4 no sound", MediaInfo("mp4", True, False, False, 1.0)),
+        ("mp4 no pictures", MediaInfo("mp4", False, True, False, 1.0)),
+        ("wav", MediaInfo("wav", False, True, False, 1.0)),
+        ("flac", MediaInfo("flac", False, True, False, 1.0)),
+        ("png", MediaInfo("png", is_image=True)),
     ],
 )
 def test_probe_tells_what_a_file_holds(name, expected):
@@ -179,13 +179,13 @@ def test_probe_tells_what_a_file_holds(name, expected):
 
 def test_probe_of_a_program_stream():
     info = probe(example("mpeg"))
-    assert (info.has_video, info.has_audio, info.width, info.height, info.frame_rate) == (True, True, 96, 64, 25.0)
+    assert (info.has_video, info.has_audio) == (True, True)
     assert info.duration == pytest.approx(1.0, abs=0.1)
 
 
 def test_a_track_without_a_decoder_is_an_error_only_if_it_is_needed():
     source = example("mp4").replace(b"mp4a", b"zzzz").replace(b"esds", b"zzzz")
-    assert probe(source).sample_rate is None
+    assert probe(source).has_audio
     assert decode_video(source, VIDEO).shape == (4, 3, 32, 48)
     with pytest.raises(MediaError, match="no decoder for the audio track"):
         decode_audio(source, AUDIO)

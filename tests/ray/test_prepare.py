@@ -274,10 +274,10 @@ def test_what_is_prepared_follows_the_labels_and_refuses_other_splits(clips, tmp
     assert second.content_hash == first.content_hash
     assert Sidecar(str(output)).labels(["clip-4"]) == {"clip-4": "1"}
     assert Pool(str(output)).positions_in("test").tolist() == []
-    with pytest.raises(DataError, match="was split with test_share 0.2, val_share 0.0, seed 0, and now with"):
+    with pytest.raises(DataError, match=r"was split with test_share 0\.2, val_share 0\.0, seed 0, and now with"):
         run(clips, output, seed=1)
     write_manifest(clips, [row | {"split": "test" if row["id"] == "clip-7" else "train"} for row in rows])
-    with pytest.raises(DataError, match="item clip-7 is in the train split of .*, and now in test"):
+    with pytest.raises(DataError, match=r"item clip-7 is in the train split of .*, and now in test"):
         run(clips, output)
 
 
