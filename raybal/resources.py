@@ -6,13 +6,11 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._private.state import state as global_state  # what Ray Train and Data ask too; there is no public way
 from ray.train import ScalingConfig
 
 from raybal.errors import ConfigError, RaybalError
@@ -60,7 +58,7 @@ def cluster(settings: ResourceSettings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
+    if _is_connected():
         _connect()
     else:
         port = _free_port()
@@ -78,6 +76,11 @@ def cluster(settings: ResourceSettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _is_connected() -> bool:
+    """Whether raybal runs on a cluster that was there before it, rather than on this machine alone."""
+    return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
 
 
 def _connect() -> None:
@@ -106,18 +109,15 @@ def _free_port() -> int:
 
 
 def capacity(resource: str) -> float:
-    """Returns how much of a resource the cluster has, or can grow to if it autoscales within known limits."""
-    now = float(ray.cluster_resources().get(resource, 0.0))
-    limits = global_state.get_max_resources_from_cluster_config() or {}
-    limit = limits.get(resource, 0)
-    return now if limit == sys.maxsize else max(now, float(limit))
+    """Returns how much of a resource the cluster has now; an autoscaler does not tell what it could add."""
+    return float(ray.cluster_resources().get(resource, 0.0))
 
 
 def scaling(train: TrainSettings, settings: ResourceSettings) -> ScalingConfig:
     """Returns Ray Train's scaling for a training run.
 
     Raises:
-        ConfigError: the workers ask for more than the cluster has or can grow to.
+        ConfigError: the workers ask for more than this machine has. A cluster may grow, so there they wait.
     """
     each = settings.gpus_per_worker
     if each is None:
@@ -125,11 +125,12 @@ def scaling(train: TrainSettings, settings: ResourceSettings) -> ScalingConfig:
     if train.device == "cuda" and each == 0:
         raise ConfigError("train.device: 'cuda' needs resources.gpus_per_worker above 0, and the cluster has no GPU")
     for name, key, wanted in (("CPU", "cpus_per_worker", settings.cpus_per_worker), ("GPU", "gpus_per_worker", each)):
-        if train.num_workers * wanted > capacity(name):
-            raise ConfigError(
-                f"train.num_workers: {train.num_workers} workers of {wanted:g} {name} each (resources.{key}) do not "
-                f"fit; the cluster has {capacity(name):g} {name} at most"
-            )
+        if train.num_workers * wanted <= capacity(name):
+            continue
+        asked = f"{train.num_workers} workers of {wanted:g} {name} each (resources.{key})"
+        if not _is_connected():
+            raise ConfigError(f"train.num_workers: {asked} do not fit; this machine has {capacity(name):g} {name}")
+        log.warning("%s are more than the %g %s the cluster has; waiting for it to grow", asked, capacity(name), name)
     return ScalingConfig(
         num_workers=train.num_workers,
         use_gpu=each > 0,
