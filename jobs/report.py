@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from raybal.config import parse
 from raybal.data.pool import Pool, Sidecar
 from raybal.errors import StoreError
+from raybal.experiment import NAME, read_begun
 from raybal.job import run_job
 from raybal.report.page import write_report
 from raybal.settings import Settings, setting
@@ -20,9 +21,12 @@ class ReportConfig(Settings):
 
 def main() -> None:
     store = Store(parse(ReportConfig).store)
-    if not store.exists("experiment.yaml"):
-        raise StoreError(f"{store.root} is not a store: it has no experiment.yaml")
-    pool = store.read_yaml("experiment.yaml")["settings"]["pool"]
+    begun = read_begun(store)
+    if begun is None:
+        raise StoreError(f"{store.root} is not a store: it has no {NAME}")
+    pool = begun["settings"].get("pool")
+    if not isinstance(pool, str):
+        raise StoreError(f"{store.path(NAME)} is damaged: its settings name no pool")
     print(f"report: {write_report(store, Pool(pool), Sidecar(pool))}")
 
 

@@ -6,7 +6,6 @@ journal, which were asked for; the pool's own label sidecar stays shut.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,23 +15,24 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raybal.labelling.journal import Journal, Labels
+from raybal.rounds import PHASES, Round, rounds_of
 from raybal.store import Store
 
-PHASES = ("score", "select", "ask", "train", "evaluate")
 FUSED = "fused"
 MANIFEST = "manifest"  # the source of labels that were there from the start
 CONTRIBUTION = "contribution_"
+PARTS = ("test", "validation")  # over which a model's own contributions are measured; the first counts for more
 
 
 @dataclass(frozen=True)
-class Query:
+class QueryRecord:
     """The items asked for in one round, in order of choice.
 
     Attributes:
         modalities: their names, in the order of the contributions.
         ids: of the items.
         reason: why each was chosen.
-        predicted: class index that the model of the round before predicted; None in a first, random round.
+        predicted: class index that the model they were chosen with predicted; None if there was no model yet.
         confidence: of that prediction, or None.
         contribution: each modality's share of the prediction [n, M]; nan where there was no model.
     """
@@ -63,7 +63,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundRecord:
     """One round.
 
     Attributes:
@@ -74,7 +74,12 @@ class Round:
 
     number: int
     facts: dict[str, dict[str, Any]]
-    query: Query | None
+    query: QueryRecord | None
+
+    @property
+    def has_model(self) -> bool:
+        """Whether training left a model: none where no item asked for so far could be labelled."""
+        return self.facts.get("train", {}).get("epoch") is not None
 
     @property
     def test(self) -> dict[str, Any] | None:
@@ -93,16 +98,24 @@ class Round:
 
     @property
     def pool(self) -> dict[str, Any] | None:
-        """What the candidates looked like to the model of the round before; None in a first, random round."""
+        """What the candidates looked like to the model they were scored with; None if there was no model yet."""
         return self.facts.get("select", {}).get("pool") or None
+
+    @property
+    def contributions(self) -> dict[str, list[float]]:
+        """Mean contribution of each modality to the predictions of the round's own model [M], over its labelled "test"
+        and "validation" items, as far as there are some."""
+        found = self.facts.get("evaluate", {}).get("contribution") or {}
+        return {part: found[part] for part in PARTS if found.get(part)}
 
 
 @dataclass(frozen=True)
-class Experiment:
+class ExperimentRecord:
     """A store's content.
 
     Attributes:
-        begun: `experiment.yaml`, empty if it is not there yet.
+        begun: `experiment.yaml`, empty if it is not there yet: what the store was begun with, and the settings and the
+            version of its last start.
         rounds: those that have begun, in order.
         labels: what the journal says.
         initial: ids whose labels were there from the start.
@@ -110,14 +123,14 @@ class Experiment:
     """
 
     begun: dict[str, Any]
-    rounds: list[Round]
+    rounds: list[RoundRecord]
     labels: Labels = field(default_factory=Labels)
     initial: frozenset[str] = frozenset()
     sheets: list[str] = field(default_factory=list)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings with which the store was begun."""
+        """The settings of the last start."""
         return self.begun.get("settings", {})
 
     @property
@@ -135,46 +148,53 @@ class Experiment:
         """How many items were asked for."""
         return sum(len(query.ids) for _, query in self.queries())
 
-    def queries(self) -> Iterator[tuple[Round, Query]]:
+    @property
+    def measured_on(self) -> str | None:
+        """The items over which contributions to the rounds' own models are shown: "test", or else "validation"."""
+        return next((part for part in PARTS if any(part in r.contributions for r in self.rounds)), None)
+
+    def queries(self) -> Iterator[tuple[RoundRecord, QueryRecord]]:
         """Yields the rounds that have a query, with it."""
         for r in self.rounds:
             if r.query is not None:
                 yield r, r.query
 
-    def tested(self) -> list[Round]:
+    def tested(self) -> list[RoundRecord]:
         """Returns the rounds whose model was evaluated on test labels."""
         return [r for r in self.rounds if r.test is not None]
+
+    def model_before(self, r: RoundRecord) -> RoundRecord | None:
+        """Returns the newest round before one that left a model: that of its scores and predictions."""
+        return next((b for b in reversed(self.rounds) if b.number < r.number and b.has_model), None)
 
     def class_name(self, index: int) -> str:
         """Returns a class's name."""
         return self.classes[index] if index < len(self.classes) else f"class {index}"
 
 
-def read_experiment(store: Store) -> Experiment:
+def read_experiment(store: Store) -> ExperimentRecord:
     """Reads everything but models and scores from a store, which may be part way or empty."""
     journal = Journal(store)
-    return Experiment(
+    return ExperimentRecord(
         begun=store.read_yaml("experiment.yaml") if store.exists("experiment.yaml") else {},
-        rounds=[_read_round(store, name) for name in store.names("rounds")],
+        rounds=[_read_round(r) for r in rounds_of(store)],
         labels=journal.read(),
         initial=frozenset(a.id for a in journal.answers() if a.source == MANIFEST),
         sheets=store.names("sheets"),
     )
 
 
-def _read_round(store: Store, name: str) -> Round:
-    folder = f"rounds/{name}"
+def _read_round(r: Round) -> RoundRecord:
     # One listing instead of a question a phase: on an object store each is a request.
-    found = set(store.names(folder))
-    facts = {phase: store.read_yaml(f"{folder}/{phase}.yaml") for phase in PHASES if f"{phase}.yaml" in found}
-    query = _query(store.read_table(f"{folder}/query.parquet")) if "select" in facts else None
-    return Round(int(name), facts, query)
+    found = set(r.store.names(r.folder))
+    facts = {phase: r.facts(phase) for phase in PHASES if f"{phase}.yaml" in found}
+    return RoundRecord(r.number, facts, _query(r.query()) if "select" in facts else None)
 
 
-def _query(table: pa.Table) -> Query:
+def _query(table: pa.Table) -> QueryRecord:
     shares = [c for c in table.column_names if c.startswith(CONTRIBUTION)]
     columns = [table[c].to_numpy().astype(np.float64) for c in shares]
-    return Query(
+    return QueryRecord(
         modalities=[c.removeprefix(CONTRIBUTION) for c in shares],
         ids=table["id"].to_pylist(),
         reason=table["reason"].to_pylist(),
@@ -189,15 +209,9 @@ def heads_of(test: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {head: metrics for head, metrics in test.items() if isinstance(metrics, dict)}
 
 
-def public(text: str) -> str:
-    """Drops the name and key that a URI may carry before its host (s3://KEY:SECRET@bucket/...): reports are passed
-    on."""
-    return re.sub(r"(\w://)[^/\s@]+@", r"\1", text)
-
-
 def place(store: Store, name: str = "") -> str:
-    """Returns where a file of the store is, as people write it: a path, or a URI without keys and options."""
+    """Returns where a file of the store is, as people write it: a path, or a URI without options."""
     if "://" not in store.root:
         return store.path(name)
-    root = public(store.root.partition("?")[0].rstrip("/"))
+    root = store.root.partition("?")[0].rstrip("/")
     return f"{root}/{name}" if name else root

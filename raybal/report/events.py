@@ -1,10 +1,11 @@
 """The report's numbers as TensorBoard event files: `tensorboard --logdir STORE/tensorboard`.
 
-    tensorboard/rounds/       against the number of labels: test/<metric>/<head>, contribution/<modality>/query and
-                              /pool, dominated/<modality>/query and /pool
+    tensorboard/rounds/       against the number of labels: test/<metric>/<head>, contribution/<modality>/query, /pool,
+                              /test and /validation, dominated/<modality>/query and /pool
     tensorboard/round-003/    against epochs: loss, pace, validation/<metric>/<head>, coefficient/<modality>
 
-Contributions stand at the number of labels of the model that they are contributions of: that of the round before.
+Contributions stand at the number of labels of the model that they are contributions of: for a query and its pool, the
+newest model before that round.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from raybal.report.data import Experiment, Query, Round, heads_of, read_experiment
+from raybal.report.data import ExperimentRecord, QueryRecord, RoundRecord, heads_of, read_experiment
 from raybal.store import Store
 
 FOLDER = "tensorboard"
@@ -23,7 +24,7 @@ _NUMBER = re.compile(r"tfevents\.(\d+)\.")
 Scalar = tuple[str, float, int]
 
 
-def write_events(store: Store, experiment: Experiment | None = None) -> None:
+def write_events(store: Store, experiment: ExperimentRecord | None = None) -> None:
     """Writes all metrics of a store as event files, in the place of those that are there.
 
     A TensorBoard that is running takes the new files for the old ones.
@@ -35,7 +36,9 @@ def write_events(store: Store, experiment: Experiment | None = None) -> None:
     experiment = experiment or read_experiment(store)
     runs = {"rounds": list(round_scalars(experiment))}
     runs |= {f"round-{r.number:03d}": list(epoch_scalars(experiment, r)) for r in experiment.rounds}
-    old = [name for run in store.names(FOLDER) for name in store.names(f"{FOLDER}/{run}")]
+    # Only folders that are written here: a file manager may have left something of its own.
+    there = [run for run in store.names(FOLDER) if run.startswith("round")]
+    old = [name for run in there for name in store.names(f"{FOLDER}/{run}")]
     # TensorBoard reads a folder's files in the order of their names and never goes back to an earlier name.
     number = 1 + max((int(found.group(1)) for name in old if (found := _NUMBER.search(name))), default=0)
     store.clear(FOLDER)
@@ -44,21 +47,25 @@ def write_events(store: Store, experiment: Experiment | None = None) -> None:
             store.write_bytes(f"{FOLDER}/{run}/events.out.tfevents.{number:010d}.raybal", _events(scalars))
 
 
-def round_scalars(experiment: Experiment) -> Iterator[Scalar]:
+def round_scalars(experiment: ExperimentRecord) -> Iterator[Scalar]:
     """Yields (tag, value, number of labels) of everything that there is once a round."""
-    before: int | None = None
     for r in experiment.rounds:
-        if r.query is not None and before is not None:
-            yield from _contributions(r, r.query, before)
-        before = r.labels
-        if r.test is None or r.labels is None:
+        model = experiment.model_before(r)
+        if r.query is not None and model is not None and model.labels is not None:
+            yield from _contributions(r, r.query, model.labels)
+        if r.labels is None:
+            continue
+        for part, shares in r.contributions.items():
+            for m, share in zip(experiment.modalities, shares, strict=True):
+                yield f"contribution/{m}/{part}", share, r.labels
+        if r.test is None:
             continue
         for head, metrics in heads_of(r.test).items():
             for metric, value in metrics.items():
                 yield f"test/{metric}/{head}", value, r.labels
 
 
-def _contributions(r: Round, query: Query, labels: int) -> Iterator[Scalar]:
+def _contributions(r: RoundRecord, query: QueryRecord, labels: int) -> Iterator[Scalar]:
     pool = r.pool or {}
     kinds = (("contribution", query.mean_contribution()), ("dominated", query.dominated()))
     for of, shares in kinds:
@@ -69,7 +76,7 @@ def _contributions(r: Round, query: Query, labels: int) -> Iterator[Scalar]:
                 yield f"{of}/{m}/pool", pool[of][k], labels
 
 
-def epoch_scalars(experiment: Experiment, r: Round) -> Iterator[Scalar]:
+def epoch_scalars(experiment: ExperimentRecord, r: RoundRecord) -> Iterator[Scalar]:
     """Yields (tag, value, epoch) of a round's training."""
     for record in r.history:
         epoch = record["epoch"]

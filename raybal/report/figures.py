@@ -1,41 +1,31 @@
-"""The report's figures: first the numbers (lines and bars), then their drawing."""
+"""The drawing of the report's figures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raybal.report import svg
-from raybal.report.data import FUSED, PHASES, Experiment, Round
+from raybal.report.data import FUSED, ExperimentRecord
+from raybal.report.lines import Line, Stroke, contribution_lines, phase_seconds, training_lines
+from raybal.rounds import PHASES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Rounds drawn over each other in a training figure; more would be a haze.
-OVERLAID = 8
 #: Inches of a figure that takes half of the page's width, and of one that takes a third.
 WIDE, SMALL = (5.8, 3.0), (4.3, 2.6)
+#: Lengths of lines and gaps, in widths of the line.
+DASHES = {"dashed": (2.5, 1.8), "dashdot": (6, 1.5, 1, 1.5)}
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of a figure.
+class Level:
+    """A dotted horizontal line at y, in the colour of a modality if it is that of one."""
 
-    Attributes:
-        name: of what it shows.
-        x, y: its points.
-        head: "fused" or a modality, which gives colour and marker.
-        round: it belongs to, where a figure overlays rounds.
-        dashed: whether it is the second of a pair (the pool, beside the query).
-    """
-
-    name: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    head: str
-    round: int | None = None
-    dashed: bool = False
+    y: float
+    head: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,89 +36,50 @@ class Chart:
         title: what it shows.
         svg: an `<svg>` element.
         heads: those to list in its legend.
-        level: name of the dotted line across it, if it has one.
-        pair: whether solid lines are the query's and dashed ones the pool's.
+        level: name of the dotted lines across it, if it has some.
+        strokes: what solid, dashed and other lines are, where there is more than one kind.
     """
 
     title: str
     svg: str
     heads: tuple[str, ...] = ()
     level: str | None = None
-    pair: bool = False
+    strokes: tuple[tuple[Stroke, str], ...] = ()
 
 
-def accuracy_lines(experiment: Experiment, names: Sequence[str], metric: str) -> list[Line]:
-    """Returns a test metric of each head against the number of labels."""
-    lines = []
-    for head in (FUSED, *names):
-        points = [(r.labels, r.test[head][metric]) for r in experiment.tested() if r.test and r.test.get(head)]
-        if points:
-            lines.append(Line(head, *_columns(points), head))
-    return lines
-
-
-def contribution_lines(experiment: Experiment, names: Sequence[str], of: str) -> list[Line]:
-    """Returns each modality's share per round, in the query and in the pool it was chosen from.
+def contribution_charts(experiment: ExperimentRecord, names: Sequence[str], even: Sequence[float]) -> list[Chart]:
+    """Draws the share of each modality in the predictions, and how many items it dominates.
 
     Args:
-        of: "contribution" (mean share of the prediction) or "dominated" (share of items that it dominates).
+        even: the share that each modality would have if those that an item has contributed evenly.
     """
-    lines = []
-    for k, m in enumerate(names):
-        query, pool = [], []
-        for r, chosen in experiment.queries():
-            shares = chosen.mean_contribution() if of == "contribution" else chosen.dominated()
-            if shares is not None:
-                query.append((r.number, shares[k]))
-            if r.pool:
-                pool.append((r.number, r.pool[of][k]))
-        if query:
-            lines.append(Line(f"{m} in the query", *_columns(query), m))
-        if pool:
-            lines.append(Line(f"{m} in the pool", *_columns(pool), m, dashed=True))
-    return lines
+    titles = {"contribution": "Mean contribution", "dominated": "Share of items that each modality dominates"}
+    by_kind = {of: contribution_lines(experiment, names, of) for of in titles}
+    rounds = {x for lines in by_kind.values() for line in lines for x in line.x}
+    charts = []
+    for of, title in titles.items():
+        lines = by_kind[of]
+        same = max(even) - min(even) < 0.005
+        levels = [Level(even[0])] if same else [Level(y, m) for y, m in zip(even, names, strict=True)]
+        levels = levels if of == "contribution" else []
+        if lines:
+            charts.append(
+                line_chart(
+                    title,
+                    lines,
+                    names,
+                    x="round of the model",
+                    span=rounds,
+                    top=top_of(lines, levels),
+                    levels=levels,
+                    level="even" if same else "even, counting what items lack",
+                    strokes={"solid": "query", "dashed": "pool", "dashdot": f"{experiment.measured_on} items"},
+                )
+            )
+    return charts
 
 
-def training_lines(experiment: Experiment, names: Sequence[str], of: str) -> list[Line]:
-    """Returns a quantity over the epochs of the newest rounds, oldest first.
-
-    Args:
-        of: "loss", "pace", "validation" (accuracy of each head) or "coefficient" (of each modality).
-    """
-    lines = []
-    for r in [r for r in experiment.rounds if r.history][-OVERLAID:]:
-        for head in names if of == "coefficient" else (FUSED, *names) if of == "validation" else (FUSED,):
-            points = [
-                (record["epoch"], value)
-                for record in r.history
-                if (value := _of_epoch(record, of, head, names)) is not None
-            ]
-            if points:
-                name = head if of in ("validation", "coefficient") else of
-                lines.append(Line(f"{name}, round {r.number}", *_columns(points), head, round=r.number))
-    return lines
-
-
-def _of_epoch(record: dict[str, Any], of: str, head: str, names: Sequence[str]) -> float | None:
-    if of == "validation":
-        metrics = record["validation"].get(head)
-        return metrics["accuracy"] if metrics else None
-    value = record.get(of)
-    if of != "coefficient":
-        return value
-    return value[names.index(head)] if isinstance(value, list) and len(value) == len(names) else None
-
-
-def phase_seconds(experiment: Experiment) -> list[tuple[int, list[float | None]]]:
-    """Returns (round, seconds of each phase or None before its end) of the rounds that have a finished phase."""
-    return [(r.number, [_seconds(r, phase) for phase in PHASES]) for r in experiment.rounds if r.facts]
-
-
-def _seconds(r: Round, phase: str) -> float | None:
-    return r.facts[phase].get("seconds") if phase in r.facts else None
-
-
-def validation_charts(experiment: Experiment, names: Sequence[str]) -> list[Chart]:
+def validation_charts(experiment: ExperimentRecord, names: Sequence[str]) -> list[Chart]:
     """Draws validation accuracy over epochs, a figure a head and all on one scale; none without validation."""
     lines = training_lines(experiment, names, "validation")
     if not lines:
@@ -150,9 +101,9 @@ def validation_charts(experiment: Experiment, names: Sequence[str]) -> list[Char
     return charts
 
 
-def top_of(lines: Sequence[Line], level: tuple[float, str] | None = None) -> float:
+def top_of(lines: Sequence[Line], levels: Sequence[Level] = ()) -> float:
     """Returns where a percent axis that starts at 0 should end for these lines."""
-    return min(1.0, 1.1 * max([v for line in lines for v in line.y] + [level[0] if level else 0.0, 0.05]))
+    return min(1.0, 1.1 * max([0.05, *(v for line in lines for v in line.y), *(level.y for level in levels)]))
 
 
 def line_chart(
@@ -161,8 +112,11 @@ def line_chart(
     names: Sequence[str],
     *,
     x: str,
+    span: Collection[float] = (),
     top: float | None = None,
-    level: tuple[float, str] | None = None,
+    levels: Sequence[Level] = (),
+    level: str | None = None,
+    strokes: Mapping[Stroke, str] | None = None,
     rings: Sequence[tuple[float, float]] = (),
     small: bool = False,
 ) -> Chart:
@@ -173,8 +127,11 @@ def line_chart(
         lines: what to draw.
         names: the modalities, in the order of their colours.
         x: what the x axis counts.
+        span: values that it shows also where the lines have none.
         top: y is a share in percent, from 0 to this; without it y is a plain number.
-        level: a thin horizontal line and its name.
+        levels: thin horizontal lines.
+        level: their name.
+        strokes: what the lines of each stroke are.
         rings: points to ring.
         small: for a third of the page's width instead of half.
     """
@@ -186,14 +143,17 @@ def line_chart(
             _draw(axes, i, line, names, newest)
         if rings:
             axes.plot(*zip(*rings, strict=True), "o", ms=9, mfc="none", mec=svg.INK, mew=1.2, zorder=5)
-        if level is not None:
-            axes.axhline(level[0], color=svg.MUTED, linewidth=1.2, dashes=(1, 2.5), zorder=1)
+        for i, one in enumerate(levels):
+            colour = svg.MUTED if one.head is None else svg.modality_colour(list(names).index(one.head))
+            drawn = axes.axhline(one.y, color=colour, linewidth=1.2, dashes=(1, 2.5), zorder=1)
+            drawn.set_gid(f"{svg.SERIES}level-{i}")
         axes.set_xlabel(x)
-        at = sorted({v for line in lines for v in line.x})
+        at = sorted({*span, *(v for line in lines for v in line.x)})
         few = len(at) <= 10 and x != "epoch"
         axes.xaxis.set_major_locator(FixedLocator(at) if few else MaxNLocator(8, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.margins(x=0.04, y=0.08)
+        axes.update_datalim([(v, lines[0].y[0]) for v in at])
         if len(at) == 1:
             axes.set_xlim(at[0] - 1, at[0] + 1)
         if top is not None:
@@ -203,7 +163,9 @@ def line_chart(
             _widen(axes)
         found = svg.to_svg(figure, _label(title, x, lines, newest, share=top is not None))
     heads = tuple(dict.fromkeys(line.head for line in lines))
-    return Chart(title, found, heads, level[1] if level else None, any(line.dashed for line in lines))
+    used = {line.stroke for line in lines}
+    named = tuple((stroke, name) for stroke, name in (strokes or {}).items() if stroke in used)
+    return Chart(title, found, heads, level if levels else None, named)
 
 
 def _draw(axes: Axes, index: int, line: Line, names: Sequence[str], newest: int | None) -> None:
@@ -223,13 +185,13 @@ def _draw(axes: Axes, index: int, line: Line, names: Sequence[str], newest: int 
         else 1,
         zorder=2 if old else 4 if fused else 3,
         marker=None if old or points > 40 else svg.FUSED_MARKER if fused else svg.MARKERS[k % len(svg.MARKERS)],
-        markersize=3 if line.round is not None else 5,
-        markerfacecolor=svg.SURFACE if line.dashed else colour,
+        markersize=3 if line.round is not None or line.stroke == "dashdot" else 5,
+        markerfacecolor=svg.SURFACE if line.stroke == "dashed" else colour,
         markeredgecolor=colour,
         solid_capstyle="round",
     )
-    if line.dashed:
-        artist.set_dashes((2.5, 1.8))
+    if line.stroke in DASHES:
+        artist.set_dashes(DASHES[line.stroke])
     artist.set_gid(f"{svg.SERIES}{index}")
 
 
@@ -248,23 +210,25 @@ def _label(title: str, x: str, lines: Sequence[Line], newest: int | None, *, sha
         for line in lines
         if line.round == newest
     ]
-    where = f" At {x} {lines[0].x[-1]:g}: " if lines else ""
+    ends = {line.x[-1] for line in lines}
+    where = f" At {x} {ends.pop():g}: " if len(ends) == 1 else " At the end of each line: "
     return f"{title}, by {x}.{where}{', '.join(last)}."
 
 
-def time_chart(experiment: Experiment) -> Chart:
+def time_chart(experiment: ExperimentRecord) -> Chart:
     """Draws the seconds of each phase, stacked, a bar a round."""
     from matplotlib.ticker import FixedLocator, MaxNLocator
 
     rows = [(number, [value or 0.0 for value in seconds]) for number, seconds in phase_seconds(experiment)]
     numbers, total = [n for n, _ in rows], max((sum(seconds) for _, seconds in rows), default=0.0)
     scale, unit = (60.0, "minutes") if total > 600 else (1.0, "seconds")
+    edge = 0.8 if len(rows) <= 40 else 0.0  # edges would eat thin bars
     with svg.canvas(*WIDE) as (figure, axes):
         bottom = [0.0] * len(rows)
         for k in range(len(PHASES)):
             height = [seconds[k] / scale for _, seconds in rows]
             bars = axes.bar(
-                numbers, height, 0.68, bottom, color=svg.phase_colour(k), edgecolor=svg.SURFACE, linewidth=0.8
+                numbers, height, 0.68, bottom, color=svg.phase_colour(k), edgecolor=svg.SURFACE, linewidth=edge
             )
             for number, bar in zip(numbers, bars, strict=True):
                 bar.set_gid(f"{svg.SERIES}{number}-{PHASES[k]}")
@@ -280,7 +244,3 @@ def time_chart(experiment: Experiment) -> Chart:
         )
         found = svg.to_svg(figure, label)
     return Chart("Time per phase", found)
-
-
-def _columns(points: Sequence[tuple[float | None, float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return tuple(float(a or 0) for a, _ in points), tuple(float(b) for _, b in points)

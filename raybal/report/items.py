@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raybal.data.pool import Pool, Sidecar
-from raybal.report.data import Experiment, Query, Round
+from raybal.report.data import ExperimentRecord, QueryRecord, RoundRecord
 from raybal.report.thumbnails import Picture, pictures
 
 NEWEST = 16  # items shown of the newest round
@@ -15,7 +15,7 @@ MOST_BYTES = 2_000_000  # of pictures
 
 
 @dataclass(frozen=True)
-class Item:
+class ShownItem:
     """One queried item.
 
     Attributes:
@@ -44,7 +44,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class ItemRound:
+class ShownRound:
     """The items shown of one round's query.
 
     Attributes:
@@ -54,12 +54,12 @@ class ItemRound:
     """
 
     number: int
-    items: list[Item]
+    items: list[ShownItem]
     asked: int
 
 
 @dataclass(frozen=True)
-class Items:
+class ShownItems:
     """What is shown of all queries.
 
     Attributes:
@@ -68,12 +68,12 @@ class Items:
         without_pictures: items shown without pictures, to keep the file small.
     """
 
-    rounds: list[ItemRound]
+    rounds: list[ShownRound]
     earlier: int
     without_pictures: int
 
 
-def choose_items(experiment: Experiment, pool: Pool, sidecar: Sidecar) -> Items:
+def choose_items(experiment: ExperimentRecord, pool: Pool, sidecar: Sidecar) -> ShownItems:
     """Returns the first items of the newest queries, with pictures as long as those stay small together."""
     asked = [(r, query) for r, query in experiment.queries() if query.ids][::-1]
     parts = [(r, query, NEWEST if k == 0 else OLDER) for k, (r, query) in enumerate(asked[:ROUNDS])]
@@ -81,14 +81,14 @@ def choose_items(experiment: Experiment, pool: Pool, sidecar: Sidecar) -> Items:
     uris = sidecar.uris(ids) if ids else {}
     seen = _within(pictures(pool, ids), ids)
     rounds = [
-        ItemRound(
+        ShownRound(
             r.number,
             [_item(experiment, pool, r, query, row, seen, uris) for row in range(min(most, len(query.ids)))],
             len(query.ids),
         )
         for r, query, most in parts
     ]
-    return Items(rounds, len(asked) - len(parts), sum(i.pictures is None for r in rounds for i in r.items))
+    return ShownItems(rounds, len(asked) - len(parts), sum(i.pictures is None for r in rounds for i in r.items))
 
 
 def _within(found: dict[str, list[Picture]], ids: list[str]) -> dict[str, list[Picture]]:
@@ -102,19 +102,19 @@ def _within(found: dict[str, list[Picture]], ids: list[str]) -> dict[str, list[P
 
 
 def _item(
-    experiment: Experiment,
+    experiment: ExperimentRecord,
     pool: Pool,
-    r: Round,
-    query: Query,
+    r: RoundRecord,
+    query: QueryRecord,
     row: int,
     seen: dict[str, list[Picture]],
     uris: dict[str, str],
-) -> Item:
+) -> ShownItem:
     item, index = query.ids[row], query.predicted[row]
     predicted = None if index is None else experiment.class_name(index)
     label = experiment.labels.label.get(item)
     known = index is not None
-    return Item(
+    return ShownItem(
         id=item,
         uri=uris.get(item) or "",
         pictures=seen.get(item),

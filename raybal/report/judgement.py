@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from raybal.data.pool import Pool
-from raybal.report.data import FUSED, Experiment, Round, heads_of
+from raybal.report.data import FUSED, ExperimentRecord, RoundRecord, heads_of
 from raybal.report.state import why_no_accuracy
 
 #: Below this part of what would be even, a modality counts as behind (its head) or little used (its contribution).
@@ -32,21 +32,22 @@ class Verdict:
     notes: list[str]
 
 
-def even_shares(pool: Pool) -> list[float]:
+def even_shares(pool: Pool, split: str) -> list[float]:
     """Returns the contribution that each modality would have if those that an item has shared its prediction evenly,
-    averaged over the training split."""
-    present = pool.present[pool.positions_in("train")].astype(np.float64)
+    averaged over a split."""
+    present = pool.present[pool.positions_in(split)].astype(np.float64)
     if not len(present):
         return [1 / pool.present.shape[1]] * pool.present.shape[1]
     return (present / present.sum(1, keepdims=True).clip(min=1)).mean(0).tolist()
 
 
-def judge(experiment: Experiment, pool: Pool) -> Verdict:
+def judge(experiment: ExperimentRecord, pool: Pool) -> Verdict:
     """Judges whether a modality is being starved, on the newest model of which accuracy and contributions are known.
 
     A head is behind when its advantage over guessing (balanced accuracy above 1/classes on the test items) is less
     than half of the best unimodal head's, and the gap is more than luck. A modality is little used when its mean
-    contribution over the candidates is less than half of an even share. Both together are called starved.
+    contribution is less than half of an even share: over the test items or, in a store that does not know those,
+    over the candidates that the model scored. Both together are called starved.
     """
     names = pool.info.names
     if len(names) < 2:
@@ -70,19 +71,32 @@ def judge(experiment: Experiment, pool: Pool) -> Verdict:
             [],
         )
     kind, sentence = _sentence(evidence)
-    return Verdict(kind, sentence, _notes(evidence, experiment, names))
+    return Verdict(kind, sentence, _notes(evidence, experiment, pool))
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What is known of one round's model: test metrics by head, and contributions where the pool was scored with it."""
+    """What is known of one round's model: test metrics by head and, where they were measured, contributions.
+
+    Attributes:
+        number: of the round.
+        items: number of test items.
+        having: about how many of them have each modality, which is how many its head was tested on.
+        chance: balanced accuracy of guessing.
+        heads: metrics by head.
+        share: mean contribution by modality, empty if it was not measured.
+        even: what it would be if modalities contributed evenly.
+        where: over what it was measured.
+    """
 
     number: int
     items: int
+    having: dict[str, float]
     chance: float
     heads: dict[str, dict[str, float]]
     share: dict[str, float]
     even: dict[str, float]
+    where: str
 
     @property
     def advantage(self) -> dict[str, float]:
@@ -102,11 +116,11 @@ class _Evidence:
     def behind(self) -> list[str]:
         """The heads that are behind by more than luck, worst first."""
         advantage, accuracy = self.advantage, {m: h["balanced_accuracy"] for m, h in self.heads.items()}
-        top = accuracy[self.best]
-        found = []
+        error = {m: standard_error(accuracy[m], self.having[m]) for m in advantage}
+        best, found = self.best, []
         for m, value in advantage.items():
-            luck = 2 * math.hypot(standard_error(top, self.items), standard_error(accuracy[m], self.items))
-            if value < PART * advantage[self.best] and top - accuracy[m] > luck:
+            luck = 2 * math.hypot(error[best], error[m])
+            if value < PART * advantage[best] and accuracy[best] - accuracy[m] > luck:
                 found.append(m)
         return sorted(found, key=lambda m: advantage[m])
 
@@ -118,37 +132,52 @@ class _Evidence:
 
     def has_learned(self) -> bool:
         """Whether the best head is better than luck: two standard errors of guessing, at least two points."""
-        gain = self.heads[self.best]["balanced_accuracy"] - self.chance if self.advantage else 0.0
-        return gain > max(0.02, 2 * standard_error(self.chance, self.items))
+        if not self.advantage:
+            return False
+        gain = self.heads[self.best]["balanced_accuracy"] - self.chance
+        return gain > max(0.02, 2 * standard_error(self.chance, self.having[self.best]))
 
     def shown(self, head: str) -> str:
         return _percent(self.heads[head]["balanced_accuracy"])
 
     def used(self, modality: str) -> str:
-        return (
-            f"took {_percent(self.share[modality])} of the decision in the pool (even: {_percent(self.even[modality])})"
-        )
+        share, even = _percent(self.share[modality]), _percent(self.even[modality])
+        return f"took {share} of the decision {self.where} (even: {even})"
 
 
-def _evidence(experiment: Experiment, pool: Pool) -> _Evidence:
+def _evidence(experiment: ExperimentRecord, pool: Pool) -> _Evidence:
     """Returns the newest evidence in which accuracy and contributions are of one model, or else accuracy alone."""
     tested = {r.number: r for r in experiment.tested()}
-    even = dict(zip(pool.info.names, even_shares(pool), strict=True))
-    newest = max(tested)
-    scored = [r for r in experiment.rounds if r.pool and r.number - 1 in tested]
-    found = _of_round(experiment, tested[newest], {}, even)
-    if scored and scored[-1].pool:
-        share = dict(zip(pool.info.names, scored[-1].pool["contribution"], strict=True))
-        paired = _of_round(experiment, tested[scored[-1].number - 1], share, even)
+    newest = tested[max(tested)]
+    own = newest.contributions.get("test")
+    if own:
+        return _of_round(experiment, newest, pool, own, "test")
+    found = _of_round(experiment, newest, pool, None, "train")
+    models = [(experiment.model_before(r), r.pool) for r in experiment.rounds]
+    scored = [(model, seen) for model, seen in models if model and seen and model.number in tested]
+    if scored:
+        model, seen = scored[-1]
+        paired = _of_round(experiment, model, pool, seen["contribution"], "train")
         # A model that had learned nothing says nothing, and a newer one may have.
         if paired.has_learned() or not found.has_learned():
             return paired
     return found
 
 
-def _of_round(experiment: Experiment, r: Round, share: dict[str, float], even: dict[str, float]) -> _Evidence:
-    test = r.test or {}
-    return _Evidence(r.number, test["items"], 1 / max(len(experiment.classes), 2), heads_of(test), share, even)
+def _of_round(
+    experiment: ExperimentRecord, r: RoundRecord, pool: Pool, shares: list[float] | None, split: str
+) -> _Evidence:
+    test, names = r.test or {}, pool.info.names
+    return _Evidence(
+        number=r.number,
+        items=test["items"],
+        having={m: share * test["items"] for m, share in _having(pool).items()},
+        chance=1 / max(len(experiment.classes), 2),
+        heads=heads_of(test),
+        share=dict(zip(names, shares, strict=True)) if shares else {},
+        even=dict(zip(names, even_shares(pool, split), strict=True)),
+        where="on the test items" if split == "test" else "in the pool",
+    )
 
 
 def _sentence(e: _Evidence) -> tuple[Literal["good", "warning"], str]:
@@ -175,13 +204,13 @@ def _sentence(e: _Evidence) -> tuple[Literal["good", "warning"], str]:
     heads = _listed([f"{e.shown(m)} for {m}" for m in e.advantage])
     shares = _listed([f"{_percent(share)} for {m}" for m, share in e.share.items()]) if e.share else ""
     return "good", (
-        f"There was no sign in round {e.number} that a modality was being starved: balanced accuracy of its own head "
-        f"was {heads}" + (f", and the share of the decision in the pool {shares}." if shares else ".")
+        f"There was no sign in round {e.number} that a modality was being starved: balanced accuracy of their own "
+        f"heads was {heads}" + (f", and the share of the decision {e.where} {shares}." if shares else ".")
     )
 
 
-def _notes(e: _Evidence, experiment: Experiment, names: Sequence[str]) -> list[str]:
-    notes = []
+def _notes(e: _Evidence, experiment: ExperimentRecord, pool: Pool) -> list[str]:
+    names, notes = pool.info.names, []
     newest = experiment.tested()[-1]
     if newest.number != e.number:
         heads = heads_of(newest.test or {})
@@ -193,8 +222,10 @@ def _notes(e: _Evidence, experiment: Experiment, names: Sequence[str]) -> list[s
     elif not e.share:
         notes.append("The pool has not been scored with this model, so this rests on accuracy alone.")
     newer = heads_of(newest.test or {})
-    strongest = max((m for m in names if m in newer), key=lambda m: newer[m]["accuracy"])
-    single, fused = newer[strongest]["accuracy"], newer[FUSED]["accuracy"]
+    fused = newer[FUSED]["accuracy"]
+    # A head that is tested on some of the items only cannot be compared with what is tested on all.
+    alone = {m: newer[m]["accuracy"] for m, share in _having(pool).items() if m in newer and share == 1}
+    single, strongest = max(((accuracy, m) for m, accuracy in alone.items()), default=(0.0, ""))
     if single - fused > 2 * standard_error(single, e.items):
         notes.append(
             f"In round {newest.number} the fused prediction ({_percent(fused)} accuracy) is worse than {strongest} "
@@ -211,15 +242,24 @@ def _notes(e: _Evidence, experiment: Experiment, names: Sequence[str]) -> list[s
     return notes
 
 
-def _shares_note(experiment: Experiment, names: Sequence[str]) -> list[str]:
-    scored = [r.pool for r in experiment.rounds if r.pool]
-    if not scored:
+def _shares_note(experiment: ExperimentRecord, names: Sequence[str]) -> list[str]:
+    own = [r.contributions["validation"] for r in experiment.rounds if "validation" in r.contributions]
+    scored = [r.pool["contribution"] for r in experiment.rounds if r.pool]
+    shares, where = (own[-1], "on the validation items") if own else (scored[-1] if scored else None, "in the pool")
+    if shares is None:
         return []
-    listed = _listed([f"{_percent(share)} for {m}" for m, share in zip(names, scored[-1]["contribution"], strict=True)])
-    return [f"Contributions need no labels: the share of the decision in the pool is {listed}."]
+    listed = _listed([f"{_percent(share)} for {m}" for m, share in zip(names, shares, strict=True)])
+    return [f"Contributions need no test labels: the newest model's share of the decision {where} is {listed}."]
 
 
-def standard_error(share: float, items: int) -> float:
+def _having(pool: Pool) -> dict[str, float]:
+    """Returns the share of the test split that has each modality."""
+    present = pool.present[pool.positions_in("test")]
+    shares = present.mean(0).tolist() if len(present) else [1.0] * len(pool.info.names)
+    return dict(zip(pool.info.names, shares, strict=True))
+
+
+def standard_error(share: float, items: float) -> float:
     """Returns one standard error of a share of items, never less than that of one item in all."""
     return math.sqrt(max(share * (1 - share), 1 / max(items, 1)) / max(items, 1))
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from raybal.labelling.table import CANNOT_LABEL
-from raybal.report.data import Experiment
+from raybal.report.data import ExperimentRecord
 
 CLASSES = 60
 CONFLICTS = 50
@@ -70,7 +70,7 @@ class Conflict:
     standing: str
 
 
-def label_rounds(experiment: Experiment) -> list[LabelRound]:
+def label_rounds(experiment: ExperimentRecord) -> list[LabelRound]:
     """Returns what became of each round's query, after the labels that were there from the start."""
     found = []
     if experiment.initial:
@@ -81,7 +81,7 @@ def label_rounds(experiment: Experiment) -> list[LabelRound]:
     return found
 
 
-def _round(experiment: Experiment, name: str, ids: list[str], sheet: str | None) -> LabelRound:
+def _round(experiment: ExperimentRecord, name: str, ids: list[str], sheet: str | None) -> LabelRound:
     labels = experiment.labels
     answered = [i for i in ids if i in labels.label]
     labelled = sum(labels.label[i] is not None for i in answered)
@@ -96,7 +96,7 @@ def _round(experiment: Experiment, name: str, ids: list[str], sheet: str | None)
     )
 
 
-def class_counts(experiment: Experiment) -> ClassCounts:
+def class_counts(experiment: ExperimentRecord) -> ClassCounts:
     """Returns the labels that stand, by class and by the round in which they were asked for."""
     groups = [("from the start", list(experiment.initial))] if experiment.initial else []
     groups += [(f"round {r.number}", query.ids) for r, query in experiment.queries()]
@@ -121,7 +121,7 @@ def class_counts(experiment: Experiment) -> ClassCounts:
     )
 
 
-def conflicts_of(experiment: Experiment) -> list[Conflict]:
+def conflicts_of(experiment: ExperimentRecord) -> list[Conflict]:
     """Returns the first open conflicts."""
     labels = experiment.labels
     return [

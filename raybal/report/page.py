@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from raybal.data.pool import Pool, Sidecar
-from raybal.report import figures
-from raybal.report.data import FUSED, PHASES, Experiment, place, public, read_experiment
+from raybal.report import figures, lines
+from raybal.report.data import FUSED, ExperimentRecord, place, read_experiment
 from raybal.report.events import write_events
 from raybal.report.items import choose_items
-from raybal.report.judgement import judge, standard_error
+from raybal.report.judgement import even_shares, judge, standard_error
 from raybal.report.labels import class_counts, conflicts_of, label_rounds
-from raybal.report.state import state_of, why_no_accuracy
+from raybal.report.quarantine import read_quarantine
+from raybal.report.state import state_of, why_no_accuracy, why_no_model
 from raybal.report.svg import MARKERS, MODALITY_COLOURS
+from raybal.rounds import PHASES
 from raybal.store import Store
 
 if TYPE_CHECKING:
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 NAME = "report.html"
 METRICS = ("accuracy", "balanced_accuracy", "nll")
-QUARANTINE_ROWS = 50
-REASONS = 12
 
 
 def write_report(store: Store, pool: Pool, sidecar: Sidecar) -> str:
@@ -49,7 +49,7 @@ def write_report(store: Store, pool: Pool, sidecar: Sidecar) -> str:
     return place(store, NAME)
 
 
-def render(experiment: Experiment, store: Store, pool: Pool, sidecar: Sidecar) -> str:
+def render(experiment: ExperimentRecord, store: Store, pool: Pool, sidecar: Sidecar) -> str:
     """Returns the report as HTML; the same store gives the same text on the same machine."""
     heads = {FUSED: -1} | {m: k for k, m in enumerate(pool.info.names)}
     return _template().render(
@@ -67,8 +67,8 @@ def render(experiment: Experiment, store: Store, pool: Pool, sidecar: Sidecar) -
         labels=_labels(experiment, store),
         items=choose_items(experiment, pool, sidecar),
         time=_time(experiment),
-        quarantine=_quarantine(pool),
-        settings=public(yaml.safe_dump(experiment.settings, sort_keys=False, allow_unicode=True)),
+        quarantine=read_quarantine(pool),
+        settings=yaml.safe_dump(experiment.settings, sort_keys=False, allow_unicode=True),
         versions=_versions(experiment),
         store=place(store),
     )
@@ -90,7 +90,6 @@ def _template() -> jinja2.Template:
         "percent": lambda share: f"{100 * share:.1f}%",
         "count": lambda number: f"{number:,}",
         "seconds": _seconds,
-        "public": public,
         "colour": lambda k: f"var(--modality-{k % MODALITY_COLOURS})" if k >= 0 else "var(--ink)",
         "marker": lambda k: MARKERS[k % len(MARKERS)] if k >= 0 else "o",
     }
@@ -110,13 +109,12 @@ def _last_part(store: Store) -> str:
     return place(store).rpartition("/")[2]
 
 
-def _budget(experiment: Experiment) -> dict[str, int]:
-    # A store may be continued with a larger budget than it was begun with.
-    budget = max(experiment.settings.get("label_budget", 0), experiment.asked)
+def _budget(experiment: ExperimentRecord) -> dict[str, int]:
+    budget = experiment.settings.get("label_budget", 0)
     return {"asked": experiment.asked, "of": budget, "initial": len(experiment.initial)}
 
 
-def _about(experiment: Experiment, pool: Pool) -> list[tuple[str, str]]:
+def _about(experiment: ExperimentRecord, pool: Pool) -> list[tuple[str, str]]:
     """Returns what was run, as (term, description)."""
     settings, counts = experiment.settings, pool.info.counts
     parts = {part: len(pool.positions_in(part)) for part in ("train", "val", "test")}
@@ -150,19 +148,17 @@ def _about(experiment: Experiment, pool: Pool) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _accuracy(experiment: Experiment, pool: Pool) -> dict[str, Any]:
+def _accuracy(experiment: ExperimentRecord, pool: Pool) -> dict[str, Any]:
     names, tested = pool.info.names, experiment.tested()
     if not tested:
         return {"why": why_no_accuracy(experiment, pool), "charts": []}
-    level = None
-    if experiment.classes:
-        level = (1 / len(experiment.classes), f"guessing (1 in {len(experiment.classes)})")
+    classes = len(experiment.classes)
+    levels = [figures.Level(1 / classes)] if classes else []
     charts = []
     for metric, title in (("accuracy", "Accuracy"), ("balanced_accuracy", "Balanced accuracy")):
-        lines = figures.accuracy_lines(experiment, names, metric)
-        charts.append(
-            figures.line_chart(title, lines, names, x="labels", top=figures.top_of(lines, level), level=level)
-        )
+        found, level = lines.accuracy_lines(experiment, names, metric), f"guessing (1 in {classes:,})"
+        top = figures.top_of(found, levels)
+        charts.append(figures.line_chart(title, found, names, x="labels", top=top, levels=levels, level=level))
     newest = tested[-1].test or {}
     return {
         "charts": charts,
@@ -174,29 +170,35 @@ def _accuracy(experiment: Experiment, pool: Pool) -> dict[str, Any]:
     }
 
 
-def _modalities(experiment: Experiment, pool: Pool) -> dict[str, Any]:
-    names, charts = pool.info.names, []
-    if len(names) < 2:
+def _modalities(experiment: ExperimentRecord, pool: Pool) -> dict[str, Any]:
+    if len(pool.info.names) < 2:
         return {"charts": [], "why": "the pool has one modality"}
-    titles = {"contribution": "Mean contribution", "dominated": "Share of items that each modality dominates"}
-    for of, title in titles.items():
-        lines = figures.contribution_lines(experiment, names, of)
-        if lines:
-            level = (1 / len(names), "even") if of == "contribution" else None
-            charts.append(figures.line_chart(title, lines, names, x="round", top=1.0, level=level))
-    why = "the first query is chosen at random, before there is a model to look at the pool"
-    return {"charts": charts, "why": why, "predicted": _predicted(experiment)}
+    return {
+        "charts": figures.contribution_charts(experiment, pool.info.names, even_shares(pool, "train")),
+        "why": "there is no model yet whose predictions could be looked at",
+        "predicted": _predicted(experiment),
+        "measured_on": experiment.measured_on,
+        "waiting": _not_queried_with(experiment),
+    }
 
 
-def _predicted(experiment: Experiment) -> dict[str, Any] | None:
+def _not_queried_with(experiment: ExperimentRecord) -> int | None:
+    """Returns the round of the newest model if no query has been chosen with it."""
+    newest = next((r.number for r in reversed(experiment.rounds) if r.has_model), None)
+    asked = max((r.number for r, _ in experiment.queries()), default=-1)
+    return None if newest is None or asked > newest else newest
+
+
+def _predicted(experiment: ExperimentRecord) -> dict[str, Any] | None:
     """Returns what the newest model that scored the pool predicts there: a model that gives one answer shows here."""
     scored = [(r, r.pool["predicted"]) for r in experiment.rounds if r.pool and r.pool.get("predicted")]
     if not scored:
         return None
     r, counts = scored[-1]
+    model = experiment.model_before(r)
     most = max(counts, key=lambda k: counts[k])
     return {
-        "round": r.number - 1,
+        "round": model.number if model else r.number - 1,
         "classes": len(counts),
         "of": len(experiment.classes),
         "most": experiment.class_name(int(most)),
@@ -204,27 +206,27 @@ def _predicted(experiment: Experiment) -> dict[str, Any] | None:
     }
 
 
-def _training(experiment: Experiment, pool: Pool) -> dict[str, Any]:
+def _training(experiment: ExperimentRecord, pool: Pool) -> dict[str, Any]:
     names = pool.info.names
-    trained = [r for r in experiment.rounds if r.history]
+    trained, without = [r for r in experiment.rounds if r.history], why_no_model(experiment)
     if not trained:
-        return {"charts": [], "ring": False, "notes": [], "newest": None, "overlaid": 0, "rounds": 0}
-    notes = []
+        return {"charts": [], "why": without or "No training has finished yet."}
+    notes = [without] if without else []
     validation = figures.validation_charts(experiment, names)
     if not validation:
         notes.append("There was no validation set, so the last epoch's model was used.")
-    loss = figures.training_lines(experiment, names, "loss")
+    loss = lines.training_lines(experiment, names, "loss")
     charts = [figures.line_chart("Training loss", loss, names, x="epoch", small=True)]
-    coefficients = figures.training_lines(experiment, names, "coefficient")
+    coefficients = lines.training_lines(experiment, names, "coefficient")
     if coefficients:
-        level = (1.0, "no change")
+        title, levels = "Coefficient of each modality", [figures.Level(1.0)]
         charts.append(
-            figures.line_chart("Coefficient of each modality", coefficients, names, x="epoch", level=level, small=True)
+            figures.line_chart(title, coefficients, names, x="epoch", levels=levels, level="no change", small=True)
         )
     else:
         method = experiment.settings.get("balancing", {}).get("method", "this method")
         notes.append(f"There are no coefficients to show: {method} does not scale gradients by modality.")
-    pace = figures.training_lines(experiment, names, "pace")
+    pace = lines.training_lines(experiment, names, "pace")
     strengths = {v for line in pace for v in line.y}
     if len(strengths) > 1:
         charts.append(figures.line_chart("Pace", pace, names, x="epoch", top=1.0, small=True))
@@ -235,12 +237,12 @@ def _training(experiment: Experiment, pool: Pool) -> dict[str, Any]:
         "ring": bool(validation),
         "notes": notes,
         "newest": trained[-1],
-        "overlaid": min(len(trained), figures.OVERLAID),
+        "overlaid": min(len(trained), lines.OVERLAID),
         "rounds": len(trained),
     }
 
 
-def _labels(experiment: Experiment, store: Store) -> dict[str, Any]:
+def _labels(experiment: ExperimentRecord, store: Store) -> dict[str, Any]:
     return {
         "known": len(experiment.labels.known),
         "rounds": label_rounds(experiment),
@@ -250,8 +252,8 @@ def _labels(experiment: Experiment, store: Store) -> dict[str, Any]:
     }
 
 
-def _time(experiment: Experiment) -> dict[str, Any]:
-    rows = figures.phase_seconds(experiment)
+def _time(experiment: ExperimentRecord) -> dict[str, Any]:
+    rows = lines.phase_seconds(experiment)
     return {
         "rows": [(number, [*seconds, sum(v or 0.0 for v in seconds)]) for number, seconds in rows],
         "phases": PHASES,
@@ -260,34 +262,17 @@ def _time(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _quarantine(pool: Pool) -> dict[str, Any]:
-    """Returns the items that could not be prepared: their number by reason, and the first of them."""
-    if not pool.store.exists("quarantine.parquet"):
-        return {"items": 0, "reasons": [], "rows": [], "more": 0}
-    table = pool.store.read_table("quarantine.parquet")
-    found: dict[tuple[str, str], int] = {}
-    for modality, reason in zip(table["modality"].to_pylist(), table["reason"].to_pylist(), strict=True):
-        found[modality, reason] = found.get((modality, reason), 0) + 1
-    reasons = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
-    return {
-        "items": len(table),
-        "reasons": [(modality, reason, number) for (modality, reason), number in reasons[:REASONS]],
-        "more": len(reasons) - REASONS,
-        "rows": table.slice(0, QUARANTINE_ROWS).to_pylist(),
-    }
-
-
-def _versions(experiment: Experiment) -> list[tuple[str, str]]:
+def _versions(experiment: ExperimentRecord) -> list[tuple[str, str]]:
     """Returns the versions of what wrote the report, as (name, version)."""
     found = []
-    for name in ("raybal", "ray", "torch"):
+    for name, package in (("report written by raybal", "raybal"), ("ray", "ray"), ("torch", "torch")):
         try:
-            found.append((name, importlib.metadata.version(name)))
+            found.append((name, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:
             found.append((name, "not installed"))
-    begun = experiment.begun.get("raybal")
+    started = experiment.begun.get("raybal")
     return [
-        *([("store begun with raybal", begun)] if begun else []),
+        *([("store last started with raybal", started)] if started else []),
         *found,
         ("Python", platform.python_version()),
         ("platform", platform.platform()),

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raybal.data.pool import Pool
-from raybal.report.data import PHASES, Experiment, place
+from raybal.errors import shorten
+from raybal.report.data import ExperimentRecord, place
+from raybal.rounds import PHASES
 from raybal.store import Store
 
 
@@ -25,7 +27,7 @@ class State:
     detail: str
 
 
-def state_of(experiment: Experiment, pool: Pool, store: Store) -> State:
+def state_of(experiment: ExperimentRecord, pool: Pool, store: Store) -> State:
     """Returns how far an experiment is."""
     if not experiment.rounds:
         return State("progress", "Just begun", "No round has begun yet.")
@@ -48,7 +50,7 @@ def state_of(experiment: Experiment, pool: Pool, store: Store) -> State:
     )
 
 
-def _waiting_for(experiment: Experiment, store: Store) -> str:
+def _waiting_for(experiment: ExperimentRecord, store: Store) -> str:
     last = experiment.rounds[-1]
     ids = last.query.ids if last.query else []
     missing = sum(i not in experiment.labels.label for i in ids)
@@ -62,13 +64,26 @@ def _waiting_for(experiment: Experiment, store: Store) -> str:
     )
 
 
-def why_no_accuracy(experiment: Experiment, pool: Pool) -> str:
+def why_no_accuracy(experiment: ExperimentRecord, pool: Pool) -> str:
     """Says in half a sentence why there is no test accuracy."""
-    if not any("train" in r.facts for r in experiment.rounds):
-        return "no model has been trained yet"
-    if not any("evaluate" in r.facts for r in experiment.rounds):
+    if not any(r.has_model for r in experiment.rounds):
+        tried = any("train" in r.facts for r in experiment.rounds)
+        return "there is no label that a model could be trained on" if tried else "no model has been trained yet"
+    if not any(r.has_model and "evaluate" in r.facts for r in experiment.rounds):
         return "no model has been evaluated yet"
     count = len(pool.positions_in("test"))
     if not count:
         return "the pool has no test split"
     return f"none of the pool's {count:,} test items has a label"
+
+
+def why_no_model(experiment: ExperimentRecord) -> str | None:
+    """Says which rounds ended without a model, and why; None if there is no such round."""
+    rounds = [str(r.number) for r in experiment.rounds if "train" in r.facts and not r.has_model]
+    if not rounds:
+        return None
+    which = f"Round {rounds[0]} has" if len(rounds) == 1 else f"Rounds {shorten(rounds, 10)} have"
+    return (
+        f"{which} no model: none of the items asked for by then could be labelled, so nothing could be trained on. "
+        "Queries are chosen at random until there is a model."
+    )

@@ -16,6 +16,8 @@ from raybal.data.pool import Pool, Sidecar
 from raybal.data.publish import write_tables
 from raybal.data.schema import Modality, PoolInfo
 from raybal.labelling.journal import Answer, Journal
+from raybal.report.data import read_experiment
+from raybal.report.page import render
 from raybal.store import Store
 
 AUDIO = Modality("audio", "audio", (1, 8, 12), "float16", (-1.0,), (2.0,))
@@ -24,6 +26,7 @@ OMICS = tuple(
     Modality(name, "features", (20,), "float32", (0.0,) * 20, (1.0,) * 20) for name in ("mrna", "meth", "mirna")
 )
 CLASSES = ("cat", "dog", "cow")
+HOSTILE = "<script>alert(1)</script>"
 
 
 def make_pool(
@@ -88,6 +91,7 @@ class MadeStore:
         self.facts: dict[tuple[int, str], dict[str, Any]] = {}
         self.shares: dict[int, np.ndarray] = {}
         self.asked: list[str] = []
+        self.has_model = False
         defaults = {
             "pool": pool.store.root,
             "store": store.root,
@@ -109,13 +113,13 @@ class MadeStore:
 
     def query(self, number: int, size: int = 4, marker: bool = True) -> list[str]:
         """Scores and selects the next items."""
-        names, cold = self.pool.info.names, number == 0
+        names, cold = self.pool.info.names, not self.has_model
         ids = self.pool.ids_at(self.pool.positions_in("train"))[len(self.asked) :][:size]
         shares = self.generator.dirichlet(np.ones(len(names)), len(ids))
         columns: dict[str, Any] = {
             "id": ids,
             "score": [0.0] * len(ids),
-            "reason": ["first round: at random" if cold else f"because <{i}>" for i in range(len(ids))],
+            "reason": ["no model yet: at random" if cold else f"because <{i}>" for i in range(len(ids))],
             "predicted": pa.array([None if cold else k % len(self.classes) for k in range(len(ids))], pa.int32()),
             "confidence": pa.array([None if cold else 0.5 + k / 100 for k in range(len(ids))], pa.float64()),
         }
@@ -150,18 +154,37 @@ class MadeStore:
             history.append(record)
         facts = {"items": {"train": len(self.asked), "validation": 6 * validation}, "epoch": 2, "history": history}
         self.write(number, "train", facts)
+        self.has_model = True
 
-    def evaluate(self, number: int, test: dict[str, Any] | str | None = "random") -> None:
-        """Writes an evaluation."""
-        self.write(
-            number, "evaluate", {"labels": len(self.asked), "test": self.metrics(10) if test == "random" else test}
-        )
+    def evaluate(
+        self,
+        number: int,
+        test: dict[str, Any] | str | None = "random",
+        contribution: dict[str, list[float] | None] | None = None,
+    ) -> None:
+        """Writes an evaluation; older stores know no contributions over test and validation items."""
+        facts = {"labels": len(self.asked), "test": self.metrics(10) if test == "random" else test}
+        self.write(number, "evaluate", facts | ({"contribution": contribution} if contribution else {}))
 
-    def round(self, number: int, test: dict[str, Any] | str | None = "random", **training: Any) -> None:
+    def round(
+        self,
+        number: int,
+        test: dict[str, Any] | str | None = "random",
+        contribution: dict[str, list[float] | None] | None = None,
+        **training: Any,
+    ) -> None:
         """Writes a whole round."""
         self.answer(number, self.query(number))
         self.train(number, **training)
-        self.evaluate(number, test)
+        self.evaluate(number, test, contribution)
+
+    def round_without_labels(self, number: int) -> None:
+        """Writes a round in which people could label nothing, and that has no model."""
+        ids = self.query(number)
+        Journal(self.store).add([Answer(i, None, f"round-{number:03d}.csv") for i in ids])
+        self.write(number, "ask", {"asked": len(ids), "unanswered": [], "cannot_label": ids, "conflicts": []})
+        self.write(number, "train", {"items": {"train": 0, "validation": 0}, "history": [], "epoch": None})
+        self.write(number, "evaluate", {"labels": 0, "test": None})
 
     def metrics(self, items: int) -> dict[str, Any]:
         """Returns random metrics of each head."""
@@ -231,3 +254,40 @@ class Page(HTMLParser):
 
 def sidecar_of(pool: Pool) -> Sidecar:
     return Sidecar(pool.store.root)
+
+
+def report(made: MadeStore) -> Page:
+    """Returns a store's report, parsed."""
+    return Page(text(made))
+
+
+def text(made: MadeStore) -> str:
+    """Returns a store's report."""
+    return render(read_experiment(made.store), made.store, made.pool, sidecar_of(made.pool))
+
+
+def store_in(
+    folder: Path,
+    modalities: Sequence[Modality] = (VIDEO, AUDIO),
+    *,
+    settings: Mapping[str, Any] | None = None,
+    classes: Sequence[str] = CLASSES,
+    **pool: Any,
+) -> MadeStore:
+    """Returns an empty store, with a pool beside it."""
+    made_pool = make_pool(folder / "pool", modalities, **pool)
+    return MadeStore(Store(folder / "store"), made_pool, classes=classes, **(settings or {}))
+
+
+def assert_nothing_is_fetched(page: Page) -> None:
+    """Checks that a page opens no address and runs nothing."""
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "form", "base")
+        for name, value in attributes.items():
+            if name in ("src", "href", "xlink:href", "srcset", "poster", "data", "action", "background"):
+                assert value.startswith("#" if name == "href" else "data:image/"), (tag, name, value)
+            if name == "style" or "url(" in value:
+                assert not re.search(r"url\((?!#)", value), (tag, value)
+    assert "@import" not in page.styles
+    assert "url(" not in page.styles
+    assert "http" not in page.styles

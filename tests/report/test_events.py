@@ -42,6 +42,20 @@ def test_contributions_stand_at_the_labels_of_the_model_that_they_are_of(written
         assert values(events, f"contribution/{m}/pool") == pool
 
 
+def test_a_models_own_contributions_stand_at_its_labels(made):
+    made.round(3, contribution={"validation": [0.3, 0.7], "test": [0.25, 0.75]})
+    write_events(made.store)
+    events = read(made.store, "rounds")
+    assert values(events, "contribution/audio/test") == [(16, 0.75)]
+    assert values(events, "contribution/video/validation") == [(16, np.float32(0.3))]
+
+
+def test_what_a_file_manager_leaves_behind_stops_nothing(written):
+    written.store.write_bytes("tensorboard/.DS_Store", b"")
+    write_events(written.store)
+    assert written.store.names("tensorboard") == ["round-000", "round-001", "round-002", "rounds"]
+
+
 def test_each_round_holds_its_epochs(written):
     for r in range(3):
         events, history = read(written.store, f"round-{r:03d}"), written.facts[r, "train"]["history"]

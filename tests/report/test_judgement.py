@@ -14,7 +14,7 @@ from raybal.store import Store
 def judged(tmp_path):
     """Judges a pool's store: `share` is the contribution over the pool to the model whose test metrics are given."""
 
-    def run(test, share=None, *, modalities=(VIDEO, AUDIO), newer=None, **pool_options):
+    def run(test, share=None, *, modalities=(VIDEO, AUDIO), newer=None, own=None, **pool_options):
         pool = make_pool(tmp_path / "pool", modalities, **pool_options)
         made = MadeStore(Store(tmp_path / "store"), pool)
         made.round(0, test)
@@ -25,7 +25,7 @@ def judged(tmp_path):
             made.write(1, "select", facts)
         if newer is not None:
             made.train(1)
-            made.evaluate(1, newer)
+            made.evaluate(1, newer, own)
         return judge(read_experiment(made.store), pool)
 
     return run
@@ -76,6 +76,36 @@ def test_a_newer_model_without_contributions_is_named_but_not_judged(judged):
     assert any("Round 1 is newer" in note and "88.0% for audio" in note for note in verdict.notes)
 
 
+def test_a_newer_model_is_judged_by_its_own_contributions_where_they_were_measured(judged):
+    old, newer = metrics(fused=0.9, video=0.9, audio=0.4), metrics(fused=0.9, video=0.9, audio=0.88)
+    own = {"validation": [0.7, 0.3], "test": [0.56, 0.44]}
+    verdict = judged(old, [0.9, 0.1], newer=newer, own=own)
+    assert verdict.kind == "good"
+    assert "no sign in round 1" in verdict.sentence
+    assert "share of the decision on the test items 56.0% for video and 44.0% for audio" in verdict.sentence
+    assert verdict.notes == []
+
+
+def test_contributions_over_test_items_are_held_against_what_those_lack(judged):
+    test = metrics(fused=0.9, video=0.9, audio=0.85)
+    own = {"validation": None, "test": [0.9, 0.1]}
+    lacking = [f"test-{i:03d}" for i in range(8)]
+    # An even share over these test items is 10 %; over the pool, where nothing is missing, it would be 50 %.
+    assert judged(test, [0.5, 0.5], newer=test, own=own, absent={"audio": lacking}).kind == "good"
+
+
+def test_a_gap_within_luck_of_the_few_items_that_have_a_modality_is_not_behind(judged):
+    test, lacking = metrics(fused=0.9, video=0.9, audio=0.6) | {"items": 100}, [f"test-{i:03d}" for i in range(9)]
+    assert judged(test, [0.5, 0.5]).kind == "warning"
+    assert judged(test, [0.5, 0.5], absent={"audio": lacking}).kind == "good"
+
+
+def test_a_head_tested_on_few_items_is_not_compared_with_the_fused_prediction(judged):
+    test, lacking = metrics(fused=0.6, video=0.6, audio=0.95), [f"test-{i:03d}" for i in range(5)]
+    assert any("worse than audio alone" in note for note in judged(test, [0.5, 0.5]).notes)
+    assert not any("worse than" in note for note in judged(test, [0.5, 0.5], absent={"audio": lacking}).notes)
+
+
 def test_a_model_that_had_learned_nothing_yields_to_a_newer_one(judged):
     newer = metrics(fused=0.9, video=0.9, audio=0.88)
     verdict = judged(metrics(fused=0.3, video=0.33, audio=0.33), [0.9, 0.1], newer=newer)
@@ -93,7 +123,8 @@ def test_missing_modalities_lower_what_counts_as_even(judged, tmp_path):
 
 def test_even_shares_count_what_each_item_has(tmp_path):
     pool = make_pool(tmp_path / "pool", train=4, absent={"audio": ["item-000", "item-001"], "video": ["item-002"]})
-    assert even_shares(pool) == pytest.approx([(1 + 1 + 0 + 0.5) / 4, (0 + 0 + 1 + 0.5) / 4])
+    assert even_shares(pool, "train") == pytest.approx([(1 + 1 + 0 + 0.5) / 4, (0 + 0 + 1 + 0.5) / 4])
+    assert even_shares(pool, "test") == pytest.approx([0.5, 0.5])
 
 
 def test_a_fused_prediction_below_one_head_is_noted(judged):
@@ -122,5 +153,14 @@ def test_without_test_labels_nothing_is_invented(judged):
     assert "accuracy is unknown" in verdict.sentence
     assert "none of the pool's 10 test items has a label" in verdict.sentence
     assert verdict.notes == [
-        "Contributions need no labels: the share of the decision in the pool is 70.0% for video and 30.0% for audio."
+        "Contributions need no test labels: the newest model's share of the decision in the pool is 70.0% for video "
+        "and 30.0% for audio."
     ]
+
+
+def test_without_test_labels_the_newest_models_own_contributions_are_told(tmp_path):
+    made = MadeStore(Store(tmp_path / "newer"), make_pool(tmp_path / "pool"))
+    made.round(0, None, {"validation": [0.8, 0.2], "test": None})
+    verdict = judge(read_experiment(made.store), made.pool)
+    assert verdict.kind == "unknown"
+    assert "on the validation items is 80.0% for video and 20.0% for audio" in verdict.notes[0]

@@ -1,4 +1,4 @@
-"""The report as a file: its numbers, its states, and that nothing in it is fetched or run."""
+"""The report as a file: its numbers, and that nothing in it is fetched or run."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from report_tools import AUDIO, OMICS, VIDEO, MadeStore, Page, make_pool, sidecar_of
+from report_tools import (
+    HOSTILE,
+    OMICS,
+    MadeStore,
+    Page,
+    assert_nothing_is_fetched,
+    make_pool,
+    report,
+    sidecar_of,
+    store_in,
+    text,
+)
 
 from raybal.labelling.journal import Answer, Journal
-from raybal.report.data import read_experiment
-from raybal.report.page import render, write_report
+from raybal.report.page import write_report
 from raybal.store import Store
 
-
-def report(made) -> Page:
-    return Page(text(made))
-
-
-def text(made) -> str:
-    return render(read_experiment(made.store), made.store, made.pool, sidecar_of(made.pool))
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +48,6 @@ class Bucket(Store):
     def write_bytes(self, name, content):
         self.filesystem.create_dir(self.path(name).rpartition("/")[0], recursive=True)
         super().write_bytes(name, content)
-
-
-def store_in(tmp_path, modalities=(VIDEO, AUDIO), *, settings=None, classes=None, **pool):
-    made_pool = make_pool(tmp_path / "pool", modalities, **pool)
-    return MadeStore(
-        Store(tmp_path / "store"), made_pool, **({"classes": classes} if classes else {}), **(settings or {})
-    )
 
 
 def test_the_table_holds_the_test_metrics(finished):
@@ -112,9 +110,6 @@ def test_classes_without_a_label_are_named(tmp_path):
     assert "No label yet of 2 of the 5 classes: emu, yak." in report(made).words
 
 
-HOSTILE = "<script>alert(1)</script>"
-
-
 def test_what_people_wrote_is_text_and_never_markup(tmp_path):
     quote = '"><img src=https://example.com/x onerror=alert(1)>'
     evil = [HOSTILE, quote, "a&b", "javascript:alert(1)"]
@@ -139,8 +134,8 @@ def test_what_people_wrote_is_text_and_never_markup(tmp_path):
     assert {tag for tag, _ in page.tags} <= plain
     assert "script" not in plain
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
-    for text in (HOSTILE, quote, "a&b", "</title>", "{{ 7 * 7 }}", "<b>m&m</b>", "</table>"):
-        assert text in page.words
+    for words in (HOSTILE, quote, "a&b", "</title>", "{{ 7 * 7 }}", "<b>m&m</b>", "</table>"):
+        assert words in page.words
     assert_nothing_is_fetched(page)
 
 
@@ -153,19 +148,6 @@ def page_of_plain(tmp_path):
     made.round(1)
     Journal(made.store).add([Answer(made.asked[0], "cow", "late.csv")])
     return report(made)
-
-
-def assert_nothing_is_fetched(page):
-    for tag, attributes in page.tags:
-        assert tag not in ("script", "link", "iframe", "object", "embed", "form", "base")
-        for name, value in attributes.items():
-            if name in ("src", "href", "xlink:href", "srcset", "poster", "data", "action", "background"):
-                assert value.startswith("#" if name == "href" else "data:image/"), (tag, name, value)
-            if name == "style" or "url(" in value:
-                assert not re.search(r"url\((?!#)", value), (tag, value)
-    assert "@import" not in page.styles
-    assert "url(" not in page.styles
-    assert "http" not in page.styles
 
 
 def test_nothing_is_fetched(finished):
@@ -189,104 +171,39 @@ def test_pictures_and_figures_have_words(finished):
     assert f"fused {100 * newest['fused']['accuracy']:.1f}%" in plots[0]["aria-label"]
 
 
-def test_waiting_for_labels(tmp_path):
-    made = store_in(tmp_path, test=0, classes=("cat", "dog"), settings={"labelling": {"labeller": "table"}})
-    ids = made.query(0)
-    made.store.write_bytes("sheets/round-000.csv", b"id,uri,label\n")
-    Journal(made.store).add([Answer(ids[0], "cat", "round-000.csv"), Answer(ids[1], None, "round-000.csv")])
+def test_quarantine_is_counted_by_reason_without_details_and_cut(tmp_path):
+    reasons = [f"cut short: {i} of 600 declared bytes" if i % 3 else "cannot be read" for i in range(60)]
+    rows = [(f"bad-{i:03d}", f"clips/{i}.mp4", "video", reason) for i, reason in enumerate(reasons)]
+    rows[1] = (*rows[1][:3], "cut short: " + "x" * 5000)
+    made = store_in(tmp_path, quarantine=rows)
     page = report(made)
-    words = page.words
-    assert "Waiting for labels 2 of the 4 items of round 0 have no answer yet." in words
-    assert made.store.path("sheets/round-000.csv") in words
-    assert "Test accuracy is unknown: no model has been trained yet." in words
-    (table,) = [t for t in page.tables if "No answer" in t[0]]
-    assert table[1] == ["0", "4", "1", "1", "2", "0", "round-000.csv"]
-    assert "cannot be labelled" in words
-    assert "not answered yet" in words
-
-
-@pytest.mark.parametrize(("phase", "following"), [("select", "ask"), ("ask", "train"), ("train", "evaluate")])
-def test_a_round_that_stopped_part_way(tmp_path, phase, following):
-    made = store_in(tmp_path)
-    made.round(0)
-    ids = made.query(1)
-    if phase != "select":
-        made.answer(1, ids)
-    if phase == "train":
-        made.train(1)
-    done = {"select": 2, "ask": 3, "train": 4}[phase]
-    assert f"In progress Round 1: {done} of 5 phases are finished; the next is {following}." in report(made).words
-
-
-def test_a_query_without_its_marker_is_not_there(made):
-    made.query(3, marker=False)
-    assert "Labels asked for 12 of 12 in 4 rounds" in report(made).words
-
-
-def test_a_larger_budget_than_at_the_beginning(made):
-    made.round(3)
-    assert "Labels asked for 16 of 16" in report(made).words
-
-
-def test_an_empty_store(tmp_path):
-    pool = make_pool(tmp_path / "pool", classes=None, test=0)
-    store = Store(tmp_path / "store")
-    assert write_report(store, pool, sidecar_of(pool)) == store.path("report.html")
-    page = Page(store.read_bytes("report.html"))
-    assert "Just begun No round has begun yet." in page.words
-    assert "Test accuracy is unknown: no model has been trained yet." in page.words
-    assert_nothing_is_fetched(page)
-
-
-def test_no_test_split_and_no_validation(tmp_path):
-    made = store_in(tmp_path, OMICS, test=0)
-    made.round(0, None, validation=False, coefficients=False)
-    made.round(1, None, validation=False, coefficients=False)
-    words = report(made).words
-    assert "Test accuracy is unknown: the pool has no test split." in words
-    assert "Whether a modality is being starved cannot be told" in words
-    assert "There was no validation set" in words
-    assert "does not scale gradients" in words
-    assert "%" not in words.split("Test accuracy")[1].split("Is a modality")[0]
-
-
-def test_one_modality(tmp_path):
-    made = store_in(tmp_path, (VIDEO,))
-    made.round(0)
-    made.round(1)
-    page = report(made)
-    assert "There is one modality, video, so none can be starved by another." in page.words
-    assert "Nothing to show yet: the pool has one modality." in page.words
-
-
-def test_missing_modalities_and_a_head_without_items(tmp_path):
-    made = store_in(tmp_path, absent={"audio": [f"item-{i:03d}" for i in range(30)]})
-    test = made.metrics(10) | {"audio": None}
-    made.round(0, test)
-    page = report(made)
-    assert "30 items lack it" in page.words
-    assert re.search("audio . no test item has it", page.words)
-    assert "no audio" in page.words
-
-
-def test_quarantine_is_counted_by_reason_and_cut(tmp_path):
-    rows = [(f"bad-{i:03d}", f"clips/{i}.mp4", "video", "no frames" if i % 3 else "cannot be read") for i in range(60)]
-    page = report(store_in(tmp_path, quarantine=rows))
-    reasons, table = [t for t in page.tables if "Reason" in t[0]]
-    assert reasons[1:] == [["no frames", "video", "40"], ["cannot be read", "video", "20"]]
+    counts, table = [t for t in page.tables if "Reason" in t[0]]
+    assert counts[1:] == [["cut short", "video", "40"], ["cannot be read", "video", "20"]]
+    # The items keep their details.
     assert [row[0] for row in table[1:]] == [f"bad-{i:03d}" for i in range(50)]
-    assert "The first 50 items" in page.words
+    assert [row[3] for row in table[3:]] == reasons[2:50]
+    assert table[2][3].startswith("cut short: xxx")
+    assert max(len(row[3]) for row in table) <= 310
+    assert "The first 50 of 60 items" in page.words
+    assert f"All are listed in {made.pool.store.path('quarantine.parquet')}" in page.words
 
 
-def test_keys_in_uris_are_left_out(tmp_path):
-    made = store_in(
-        tmp_path, settings={"place": "s3://KEY:SECRET@bucket/x"}, uris={"item-000": "s3://KEY:SECRET@clips/1"}
-    )
-    made.round(0)
-    content = text(made)
-    assert "SECRET" not in content
-    assert "s3://bucket/x" in content
-    assert "s3://clips/1" in content
+def test_what_is_said_of_the_start_is_true_of_the_last_one(made):
+    content = made.store.read_yaml("experiment.yaml")
+    made.store.write_yaml("experiment.yaml", content | {"raybal": "9.9.9"})
+    words = report(made).words
+    assert "store last started with raybal 9.9.9" in words
+    assert "All settings that the store was last started with" in words
+    assert "begun with" not in words
+
+
+def test_no_two_things_share_a_name():
+    inside, outside = set(), set()
+    for path in (ROOT / "raybal").rglob("*.py"):
+        found = re.findall(r"^(?:class (?=\w)|(?=PHASES = ))(\w+)", path.read_text(), re.M)
+        (inside if path.parent.name == "report" else outside).update(found)
+    assert {"RoundRecord", "Round", "PHASES"} <= inside | outside
+    assert not inside & outside
 
 
 def test_a_store_that_is_no_local_folder(tmp_path):
