@@ -187,7 +187,7 @@ class Loop:
         if self._training_needs_scorers_gpus():
             self._stop_scorers()
         known = self.journal.read().known
-        if not known and not self.experiment.fixed_validation:
+        if not known:
             log.warning("none of the items asked for could be labelled; the next round asks for others at random")
             return {"items": {"train": 0, "validation": 0}, "history": [], "epoch": None}
         task = TrainTask(
