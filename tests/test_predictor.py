@@ -18,9 +18,12 @@ def test_a_saved_predictor_predicts_the_same(tmp_path):
     loaded, facts = load_predictor(store, "model.safetensors")
     items = make_items(5)
     inputs = {m: torch.from_numpy(a) for m, a in items.inputs.items()}
-    expected = method.predictor(classifier.eval()).encode(inputs, torch.from_numpy(items.present))
-    found = loaded.encode(inputs, torch.from_numpy(items.present))
-    assert torch.equal(found.logits, expected.logits)
+
+    def logits(predictor):
+        encoded = predictor.encode(inputs, torch.from_numpy(items.present))
+        return predictor.logits(encoded.fusion_inputs, encoded.present)
+
+    assert torch.equal(logits(loaded), logits(method.predictor(classifier.eval())))
     assert facts == {"epoch": 3}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from raybal.balancing.pace import PaceSettings
 from raybal.data.batches import Batch
-from raybal.models.classifier import Classifier, Output, ParameterGroup
+from raybal.models.classifier import Classifier, Encoded, Output, ParameterGroup
 from raybal.registry import Registry
 from raybal.settings import Settings, setting
 
@@ -89,11 +89,9 @@ class Predictor:
         return self.classifier.fuse(fusion_inputs, present)
 
     @torch.no_grad()
-    def encode(self, inputs: Mapping[str, Tensor], present: Tensor) -> Output:
-        """Runs the encoders once; `logits` of the result are this predictor's."""
-        output = self.classifier(inputs, present)
-        output.logits = self.logits(output.fusion_inputs, present)
-        return output
+    def encode(self, inputs: Mapping[str, Tensor], present: Tensor) -> Encoded:
+        """Runs the encoders once, and nothing else: what `logits` takes, whatever is masked."""
+        return self.classifier.encode(inputs, present)
 
 
 class BalancingMethod:
@@ -138,8 +136,8 @@ class BalancingMethod:
             with no_sync(ctx.module, last):
                 with ctx.autocast():
                     output = ctx.module(batch.inputs, batch.present, detach_heads=not self.trains_unimodal)
+                    self.after_forward(ctx, output, batch, last)
                 loss = self.loss(ctx, output, batch)
-                self.after_forward(ctx, output, batch, last)
                 # Data-parallel training averages gradients over workers; the loss is a sum over rows divided by the
                 # whole batch's size, so the factor makes the average the whole batch's gradient.
                 (loss * ctx.world).backward()
@@ -154,7 +152,7 @@ class BalancingMethod:
         return fused_loss(output, batch) + unimodal_loss(output, batch)
 
     def after_forward(self, ctx: Context, output: Output, batch: Batch, last: bool) -> None:
-        """Called after each micro-batch's forward pass; `last` is true for the last of the step."""
+        """Called after each micro-batch's forward pass, in its precision; `last` is true for the last of the step."""
 
     def after_backward(self, ctx: Context) -> None:
         """Called when the step's gradients are complete, before clipping and the optimizer."""

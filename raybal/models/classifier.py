@@ -30,22 +30,31 @@ class ModelSettings(Settings):
 
 
 @dataclass
-class Output:
-    """What one forward pass gives.
+class Encoded:
+    """What the encoders give.
 
     Attributes:
         embeddings: pooled, {m: [B, d_m]}; zeros where the modality is missing.
         fusion_inputs: what `fuse` consumes: the embeddings, or tokens {m: [B, L_m, d_m]} for a transformer.
-        unimodal_logits: of each modality's own head, {m: [B, C]}.
-        logits: fused, [B, C].
         present: bool [B, M].
     """
 
     embeddings: dict[str, Tensor]
     fusion_inputs: dict[str, Tensor]
+    present: Tensor
+
+
+@dataclass
+class Output(Encoded):
+    """What one forward pass gives.
+
+    Attributes:
+        unimodal_logits: of each modality's own head, {m: [B, C]}.
+        logits: fused, [B, C].
+    """
+
     unimodal_logits: dict[str, Tensor]
     logits: Tensor
-    present: Tensor
 
 
 @dataclass(frozen=True)
@@ -88,19 +97,23 @@ class Classifier(nn.Module):
             present: bool [B, M].
             detach_heads: whether the unimodal heads read detached embeddings, so that their loss trains only them.
         """
+        encoded = self.encode(inputs, present)
+        read = {m: z.detach() for m, z in encoded.embeddings.items()} if detach_heads else encoded.embeddings
+        return Output(
+            embeddings=encoded.embeddings,
+            fusion_inputs=encoded.fusion_inputs,
+            present=present,
+            unimodal_logits=self.unimodal_logits(read),
+            logits=self.fuse(encoded.fusion_inputs, present),
+        )
+
+    def encode(self, inputs: Mapping[str, Tensor], present: Tensor) -> Encoded:
+        """Runs the encoders alone, on {m: [B, *shape_m]}, zeros where missing, and present bool [B, M]."""
         tokens = {m: self.encoders[m](inputs[m]) for m in self.modalities}
         embeddings = {
             m: torch.where(present[:, i, None], tokens[m].mean(dim=1), 0.0) for i, m in enumerate(self.modalities)
         }
-        fusion_inputs = tokens if self.fusion.takes_tokens else embeddings
-        heads_read = {m: z.detach() for m, z in embeddings.items()} if detach_heads else embeddings
-        return Output(
-            embeddings=embeddings,
-            fusion_inputs=fusion_inputs,
-            unimodal_logits=self.unimodal_logits(heads_read),
-            logits=self.fuse(fusion_inputs, present),
-            present=present,
-        )
+        return Encoded(embeddings, tokens if self.fusion.takes_tokens else embeddings, present)
 
     def unimodal_logits(self, embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns each modality's own logits {m: [B, C]} of embeddings {m: [B, d_m]}."""

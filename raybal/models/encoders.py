@@ -15,6 +15,7 @@ from typing import Literal
 
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raybal.data.schema import Modality
@@ -105,8 +106,21 @@ class FrameWise(nn.Module):
         return (maps.flatten(1, 2) if self.flatten else maps.mean(dim=2)).transpose(1, 2)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that can train on one row.
+
+    A batch, or a worker's part of it, may be one row, and a deep network may leave one position of a small image:
+    one value a channel has no spread to normalise by. The running statistics then stand in, and are left as they are.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
 def _norm(kind: str, channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(min(8, channels), channels)
+    return BatchNorm(channels) if kind == "batch" else nn.GroupNorm(min(8, channels), channels)
 
 
 def small_cnn(channels: int, width: int, norm: str) -> tuple[nn.Module, int]:
@@ -124,7 +138,7 @@ def resnet18(channels: int, norm: str) -> tuple[nn.Module, int]:
     # Here and below: importing torchvision or torchaudio takes seconds, which every worker of every round would pay.
     import torchvision
 
-    layer: Callable[..., nn.Module] | None = None if norm == "batch" else (lambda c: nn.GroupNorm(32, c))
+    layer: Callable[..., nn.Module] = BatchNorm if norm == "batch" else (lambda c: nn.GroupNorm(32, c))
     network = torchvision.models.resnet18(weights=None, norm_layer=layer)
     if channels != 3:
         network.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)

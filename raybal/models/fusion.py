@@ -56,6 +56,18 @@ def _linears(dims: Mapping[str, int], size: int, bias: bool) -> nn.ModuleDict:
     return nn.ModuleDict({m: nn.Linear(d, size, bias=bias) for m, d in dims.items()})
 
 
+def _one_linear(dims: Mapping[str, int], size: int) -> tuple[nn.ModuleDict, nn.Parameter]:
+    """Returns one linear layer on the concatenated embeddings as one bias-free layer a modality and a shared bias.
+
+    Their initial bounds follow the total size, not each part's: what one layer on the concatenation starts from.
+    """
+    parts = _linears(dims, size, bias=False)
+    bound = sum(dims.values()) ** -0.5
+    for part in parts.values():
+        nn.init.uniform_(part.weight, -bound, bound)  # type: ignore[arg-type]
+    return parts, nn.Parameter(torch.empty(size).uniform_(-bound, bound))
+
+
 def _parameters(layers: nn.ModuleDict) -> dict[str, list[nn.Parameter]]:
     return {m: list(layer.parameters()) for m, layer in layers.items()}
 
@@ -67,12 +79,7 @@ class Concat(Fusion):
 
     def __init__(self, dims: Mapping[str, int], classes: int) -> None:
         super().__init__(dims, classes)
-        self.parts = _linears(dims, classes, bias=False)
-        # What one layer on the concatenation would start from: bounds follow the total size, not each part's.
-        bound = sum(dims.values()) ** -0.5
-        for part in self.parts.values():
-            nn.init.uniform_(part.weight, -bound, bound)  # type: ignore[arg-type]
-        self.bias = nn.Parameter(torch.empty(classes).uniform_(-bound, bound))
+        self.parts, self.bias = _one_linear(dims, classes)
 
     def combine(self, embeddings: list[Tensor]) -> Tensor:
         return sum((self.parts[m](z) for m, z in zip(self.modalities, embeddings, strict=True)), self.bias)
@@ -113,8 +120,7 @@ class MLP(Fusion):
     def __init__(self, dims: Mapping[str, int], classes: int) -> None:
         super().__init__(dims, classes)
         hidden = max(dims.values())
-        self.parts = _linears(dims, hidden, bias=False)
-        self.bias = nn.Parameter(torch.zeros(hidden))
+        self.parts, self.bias = _one_linear(dims, hidden)
         self.classify = nn.Linear(hidden, classes)
 
     def combine(self, embeddings: list[Tensor]) -> Tensor:
@@ -126,29 +132,29 @@ class MLP(Fusion):
 
 
 class FiLM(Fusion):
-    """Feature-wise linear modulation (Perez et al., AAAI 2018): each further modality scales and shifts what came
-    before it, in the order of the modalities. No parameter belongs to one modality alone."""
+    """Feature-wise linear modulation (Perez et al., AAAI 2018): the first modality gives scale and shift of the
+    second, as in the OGM-GE repository. Of more than two, every modality but the last scales and shifts the last
+    one's embedding, in order. No parameter belongs to one modality alone."""
 
     name = "film"
 
     def __init__(self, dims: Mapping[str, int], classes: int) -> None:
         super().__init__(dims, classes)
-        names = list(dims)
-        size = dims[names[0]]
-        self.modulate = nn.ModuleDict({m: nn.Linear(dims[m], 2 * size) for m in names[1:]})
-        self.classify = nn.Linear(size, classes)
+        *conditions, last = dims
+        self.modulate = nn.ModuleDict({m: nn.Linear(dims[m], 2 * dims[last]) for m in conditions})
+        self.classify = nn.Linear(dims[last], classes)
 
     def combine(self, embeddings: list[Tensor]) -> Tensor:
-        result = embeddings[0]
-        for m, z in zip(self.modalities[1:], embeddings[1:], strict=True):
+        *conditions, result = embeddings
+        for m, z in zip(self.modalities[:-1], conditions, strict=True):
             scale, shift = self.modulate[m](z).chunk(2, dim=1)
             result = scale * result + shift
         return self.classify(result)
 
 
 class Gated(Fusion):
-    """The first modality's projection, gated by the sigmoid of each other's (the OGM-GE repository's gated fusion;
-    more than two modalities multiply their gates)."""
+    """The last modality's projection, gated by the sigmoid of each other's: of two, the first gates the second, as in
+    the OGM-GE repository (Kiela et al., AAAI 2018); the gates of more than two are multiplied."""
 
     name = "gated"
 
@@ -158,10 +164,10 @@ class Gated(Fusion):
         self.classify = nn.Linear(max(dims.values()), classes)
 
     def combine(self, embeddings: list[Tensor]) -> Tensor:
-        first, *others = (self.parts[m](z) for m, z in zip(self.modalities, embeddings, strict=True))
-        for other in others:
-            first = first * torch.sigmoid(other)
-        return self.classify(first)
+        *gates, result = (self.parts[m](z) for m, z in zip(self.modalities, embeddings, strict=True))
+        for gate in gates:
+            result = torch.sigmoid(gate) * result
+        return self.classify(result)
 
     def slices(self) -> dict[str, list[nn.Parameter]]:
         return _parameters(self.parts)

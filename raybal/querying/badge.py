@@ -21,5 +21,5 @@ class BADGE(GradientSeeding):
     name = "badge"
 
     def columns(self, predictor: Predictor, scored: Scored) -> dict[str, Tensor]:
-        z = torch.cat(list(scored.output.embeddings.values()), dim=1)
+        z = torch.cat(list(scored.encoded.embeddings.values()), dim=1)
         return {"q": residual(scored.probabilities, scored.predicted), "h": z}

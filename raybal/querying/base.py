@@ -17,7 +17,7 @@ from torch import Tensor
 from raybal import hashing
 from raybal.balancing.base import Predictor
 from raybal.errors import RaybalError
-from raybal.models.classifier import Output
+from raybal.models.classifier import Encoded
 from raybal.registry import Registry
 from raybal.settings import Settings, setting
 
@@ -41,13 +41,13 @@ class Scored:
     """One batch of items as the predictor sees them.
 
     Attributes:
-        output: encoded; `output.logits` are the predictor's.
+        encoded: what the encoders give.
         probabilities: [n, C].
         predicted: class index of the prediction, int64 [n].
         contributions: each modality's share of the prediction, [n, M].
     """
 
-    output: Output
+    encoded: Encoded
     probabilities: Tensor
     predicted: Tensor
     contributions: Tensor

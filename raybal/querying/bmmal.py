@@ -46,10 +46,10 @@ class BMMAL(GradientSeeding):
     settings: BMMALSettings
 
     def columns(self, predictor: Predictor, scored: Scored) -> dict[str, Tensor]:
-        scale = modulation(scored.contributions, self.settings.modulate)
+        scale = modulation(scored.contributions, self.settings.modulate, scored.encoded.present)
         return {
             "q": residual(scored.probabilities, scored.predicted),
-            "h": modulated(scored.output.embeddings, scale),
+            "h": modulated(scored.encoded.embeddings, scale),
         }
 
 
@@ -88,23 +88,29 @@ def gradient_factors(
     phi, probabilities = shapley_values(logits, present)
     predicted = probabilities.argmax(1)
     shares = contributions(phi, predicted)
-    return GradientFactors(
-        residual(probabilities, predicted), modulated(embeddings, modulation(shares, modulate)), shares
-    )
+    scale = modulation(shares, modulate, present)
+    return GradientFactors(residual(probabilities, predicted), modulated(embeddings, scale), shares)
 
 
-def modulation(shares: Tensor, modulate: Modulate = "weak") -> Tensor:
+def modulation(shares: Tensor, modulate: Modulate = "weak", present: Tensor | None = None) -> Tensor:
     """Returns the scale r [n, M] of each modality's block, from contributions [n, M].
 
     For two modalities with dominance rho = |c_1 - c_2|: "weak" scales the weaker block by 1 - rho and leaves the
     stronger, "strong" the other way round, "both" scales both by 1 - rho.
+
+    Only modalities that are present (bool [n, M]; all without it) are stronger or weaker than one another: a single
+    one keeps its whole block, and the empty block of a missing one has scale 1.
     """
-    largest, smallest = shares.amax(1, keepdim=True), shares.amin(1, keepdim=True)
+    present = torch.ones_like(shares, dtype=torch.bool) if present is None else present
+    largest = shares.masked_fill(~present, -torch.inf).amax(1, keepdim=True)
+    smallest = shares.masked_fill(~present, torch.inf).amin(1, keepdim=True)
     if modulate == "weak":
-        return 1 - (largest - shares)
-    if modulate == "strong":
-        return 1 - (shares - smallest)
-    return (1 - (largest - smallest)).expand_as(shares)
+        scale = 1 - (largest - shares)
+    elif modulate == "strong":
+        scale = 1 - (shares - smallest)
+    else:
+        scale = (1 - (largest - smallest)).expand_as(shares)
+    return torch.where(present, scale, 1.0)
 
 
 def modulated(embeddings: Mapping[str, Tensor], scale: Tensor) -> Tensor:

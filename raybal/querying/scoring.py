@@ -45,13 +45,13 @@ def score_shard(
     for run in fixed_batches(len(ids), batch_size):
         inputs = {m: torch.from_numpy(_filled(array[run], batch_size)).to(device) for m, array in values.items()}
         present = torch.from_numpy(_filled(pool.present[positions[run]], batch_size)).to(device)
-        output = predictor.encode(inputs, present)
+        encoded = predictor.encode(inputs, present)
         phi, probabilities = shapley_values(
-            lambda mask, o=output: predictor.logits(o.fusion_inputs, mask),  # type: ignore[misc]
+            lambda mask, e=encoded: predictor.logits(e.fusion_inputs, mask),  # type: ignore[misc]
             present,
         )
         predicted = probabilities.argmax(1)
-        scored = Scored(output, probabilities, predicted, contributions(phi, predicted))
+        scored = Scored(encoded, probabilities, predicted, contributions(phi, predicted))
         columns = {
             "predicted": predicted.int(),
             "confidence": probabilities.amax(1),

@@ -36,10 +36,10 @@ def evaluate(
     mine = np.array_split(np.arange(len(items)), workers.world)[workers.rank]
     for rows in fixed_batches(len(mine), batch_size):
         batch = gather(items, mine[rows], device)
-        output = predictor.encode(batch.inputs, batch.present)
+        encoded = predictor.encode(batch.inputs, batch.present)
         everyone = torch.ones(len(batch.labels), dtype=torch.bool, device=device)
-        _add(sums[0], output.logits, batch.labels, everyone)
-        for i, logits in enumerate(output.unimodal_logits.values()):
+        _add(sums[0], predictor.logits(encoded.fusion_inputs, batch.present), batch.labels, everyone)
+        for i, logits in enumerate(classifier.unimodal_logits(encoded.embeddings).values()):
             _add(sums[i + 1], logits, batch.labels, batch.present[:, i])
     classifier.train(training)
     reduced = workers.all_reduce(sums)().cpu().numpy()
@@ -54,9 +54,9 @@ def mean_contributions(
     total = torch.zeros(len(predictor.classifier.modalities), dtype=torch.float64, device=device)
     for rows in fixed_batches(len(items), batch_size):
         batch = gather(items, rows, device)
-        output = predictor.encode(batch.inputs, batch.present)
+        encoded = predictor.encode(batch.inputs, batch.present)
         phi, probabilities = shapley_values(
-            lambda mask, o=output: predictor.logits(o.fusion_inputs, mask),  # type: ignore[misc]
+            lambda mask, e=encoded: predictor.logits(e.fusion_inputs, mask),  # type: ignore[misc]
             batch.present,
         )
         total += contributions(phi, probabilities.argmax(1)).double().sum(0)

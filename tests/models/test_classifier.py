@@ -6,6 +6,7 @@ import torchvision
 from safetensors.torch import save_file
 from toy import AUDIO, OMICS, VIDEO, make_classifier, make_items
 
+from raybal.balancing.base import Predictor
 from raybal.data.schema import Modality
 from raybal.errors import ConfigError
 from raybal.models.classifier import ModelSettings, build_classifier
@@ -123,6 +124,65 @@ def test_concat_is_one_linear_layer_on_the_concatenation():
     weight = torch.cat([classifier.fusion.parts[m].weight for m in ("audio", "video")], 1)
     joined = torch.cat([output.embeddings[m] for m in ("audio", "video")], 1)
     torch.testing.assert_close(output.logits, joined @ weight.T + classifier.fusion.bias)
+
+
+@pytest.mark.parametrize("sizes", [(4, 6), (4, 6, 5)])
+def test_gated_and_film_take_the_modalities_in_their_sources_order(sizes):
+    """The first gates, or scales and shifts, the second; of three, the first two act on the last in turn."""
+    dims = dict(zip("abc", sizes, strict=False))
+    z = {m: torch.randn(7, d) for m, d in dims.items()}
+    *first, last = dims
+    present = torch.ones(7, len(dims), dtype=torch.bool)
+    film, gated = FUSIONS["film"](dims, 3), FUSIONS["gated"](dims, 3)
+    modulated = z[last]
+    for m in first:
+        both = film.modulate[m](z[m])
+        modulated = both[:, : dims[last]] * modulated + both[:, dims[last] :]
+    torch.testing.assert_close(film(z, present), film.classify(modulated))
+    hidden = gated.parts[last](z[last])
+    for m in first:
+        hidden = torch.sigmoid(gated.parts[m](z[m])) * hidden
+    torch.testing.assert_close(gated(z, present), gated.classify(hidden))
+
+
+@pytest.mark.parametrize("fusion", ["concat", "mlp"])
+def test_slices_start_as_one_layer_on_the_concatenation(fusion):
+    dims = {"a": 48, "b": 80}
+    head = FUSIONS[fusion](dims, 50)
+    layer = torch.nn.Linear(128, len(head.bias))
+    bound = float(layer.weight.detach().abs().max())
+    for part in head.parts.values():
+        assert 0.95 * bound < float(part.weight.detach().abs().max()) < 1.05 * bound
+        assert float(part.weight.detach().std()) == pytest.approx(float(layer.weight.detach().std()), rel=0.1)
+    assert 0.5 * bound < float(head.bias.detach().abs().max()) < 1.05 * bound
+
+
+@pytest.mark.parametrize("name", ["resnet18", "cnn"])
+def test_batch_norm_trains_on_one_row_of_one_position(name):
+    """A last batch, or a worker's part of one, may be a single small image."""
+    tiny = Modality("image", "image", (3, 4, 4), "uint8", (120.0,) * 3, (50.0,) * 3)
+    encoder = build_encoder(tiny, EncoderSettings(name=name, norm="batch")).train()
+    encoder(torch.randint(0, 255, (8, 3, 4, 4)).float())
+    *_, last = (layer for layer in encoder.modules() if isinstance(layer, torch.nn.BatchNorm2d))
+    before = last.running_mean.clone()
+    one = torch.randint(0, 255, (1, 3, 4, 4)).float()
+    tokens = encoder(one)
+    tokens.square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in encoder.parameters())
+    assert torch.equal(last.running_mean, before)
+    encoder(one.repeat(2, 1, 1, 1))
+    assert not torch.equal(last.running_mean, before)
+
+
+def test_encoding_leaves_the_heads_out(monkeypatch):
+    classifier = make_classifier().eval()
+    items = make_items(4)
+    whole = forward(classifier, items)
+    monkeypatch.setattr(classifier, "fuse", None)
+    monkeypatch.setattr(classifier, "unimodal_logits", None)
+    inputs = {m: torch.from_numpy(a) for m, a in items.inputs.items()}
+    encoded = Predictor(classifier).encode(inputs, torch.from_numpy(items.present))
+    assert all(torch.equal(encoded.embeddings[m], whole.embeddings[m]) for m in ("audio", "video"))
 
 
 def test_initial_weights_depend_on_the_seed_alone():

@@ -67,6 +67,21 @@ def test_modulation_of_two_modalities():
     torch.testing.assert_close(modulation(shares, "both"), torch.tensor([[0.6, 0.6], [1, 1], [0, 0]]))
 
 
+@pytest.mark.parametrize("modulate", ["weak", "strong", "both"])
+def test_a_missing_modality_is_neither_strong_nor_weak(modulate):
+    """An item with a single modality keeps its gradient; of three, the two that are there are compared."""
+    shares = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.8, 0.2]])
+    present = torch.tensor([[True, False], [False, True], [False, False], [True, True]])
+    scale = modulation(shares, modulate, present)
+    assert scale[:3].tolist() == [[1.0, 1.0]] * 3
+    torch.testing.assert_close(scale[3:], modulation(shares[3:], modulate))
+    three = modulation(torch.tensor([[0.7, 0.0, 0.3]]), modulate, torch.tensor([[True, False, True]]))
+    torch.testing.assert_close(three[:, [0, 2]], modulation(torch.tensor([[0.7, 0.3]]), modulate))
+    z = {"a": torch.tensor([[3.0, 4.0]]), "b": torch.zeros(1, 2)}
+    factors = gradient_factors(z, lambda mask: z["a"] * mask[:, :1], torch.tensor([[True, False]]), modulate)
+    assert factors.h.tolist() == [[3.0, 4.0, 0.0, 0.0]]
+
+
 def test_three_modalities_keep_their_own_blocks_and_swap_together():
     generator = torch.Generator().manual_seed(0)
     z = {m: torch.rand(6, d, generator=generator) for m, d in (("a", 2), ("b", 3), ("c", 4))}
