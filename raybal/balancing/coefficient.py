@@ -48,9 +48,14 @@ class CoefficientMethod(BalancingMethod):
         """Returns the logits {m: [B, C]} whose true-class probability scores each modality."""
 
     @abstractmethod
-    def coefficients(self, sums: Tensor, counts: Tensor) -> Tensor:
-        """Maps the sums of true-class probabilities [M] over the rows where a modality is present, and the numbers
-        of those rows [M], to coefficients [M]."""
+    def coefficients(self, scores: Tensor, seen: Tensor) -> Tensor:
+        """Maps mean true-class probabilities [M] to coefficients [M].
+
+        Args:
+            scores: means over the rows where a modality is present.
+            seen: bool [M], whether any row has it; the score of one that was not seen is no evidence, and must not
+                change the others' coefficients.
+        """
 
     @abstractmethod
     def scaled_parameters(self, ctx: Context, modality: str) -> list[nn.Parameter]:
@@ -72,11 +77,13 @@ class CoefficientMethod(BalancingMethod):
         sums, counts = self._reduced()
         self._sums = self._reduced = None
         strength = self.settings.pace.strength(ctx.progress)
-        k = 1 + strength * (self.coefficients(sums, counts) - 1)
-        # A modality that no row of the batch has gives no evidence and takes no gradient.
-        k = torch.where(counts > 0, k, torch.ones_like(k))
+        scores, seen = sums / counts.clamp(min=1), counts > 0
+        # A modality is ahead of or behind others that were seen in the same batch, or neither.
+        comparable = seen & (seen.sum() > 1)
+        k = torch.where(comparable, 1 + strength * (self.coefficients(scores, seen) - 1), 1.0)
         ctx.record("coefficient", k)
-        ctx.record("score", sums / counts.clamp(min=1))
+        ctx.record("score", scores)
+        ctx.record("pace", torch.tensor(strength, dtype=torch.float64))
         for i, m in enumerate(self.modalities):
             self._apply(ctx, self.scaled_parameters(ctx, m), k[i])
 

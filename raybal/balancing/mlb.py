@@ -35,7 +35,8 @@ class MLBSettings(CoefficientSettings):
     beta_max: float = setting(
         2.0,
         gt=0,
-        help="ceiling of the acceleration of a weak modality (1: deceleration only; 10 to 20 in several papers' runs)",
+        help="ceiling of the acceleration of a weak modality (1: deceleration only; below 1: a weak one is "
+        "decelerated too; 10 to 20 in several papers' runs)",
         search={"kind": "choice", "values": [1.0, 2.0, 5.0, 10.0, 20.0]},
     )
 
@@ -60,14 +61,16 @@ class MLB(CoefficientMethod):
     def score_logits(self, ctx: Context, output: Output) -> Mapping[str, Tensor]:
         return output.unimodal_logits
 
-    def coefficients(self, sums: Tensor, counts: Tensor) -> Tensor:
-        return modulation_coefficients(sums / counts.clamp(min=1), self.settings.alpha, self.settings.beta_max)
+    def coefficients(self, scores: Tensor, seen: Tensor) -> Tensor:
+        return modulation_coefficients(scores, self.settings.alpha, self.settings.beta_max, seen)
 
     def scaled_parameters(self, ctx: Context, modality: str) -> list[nn.Parameter]:
         return list(ctx.groups[modality].all)
 
 
-def modulation_coefficients(scores: Tensor, alpha: float, beta_max: float | None = None) -> Tensor:
+def modulation_coefficients(
+    scores: Tensor, alpha: float, beta_max: float | None = None, seen: Tensor | None = None
+) -> Tensor:
     """Returns MLB's coefficients.
 
     With r_i = mean of the other modalities' scores / s_i:
@@ -77,13 +80,16 @@ def modulation_coefficients(scores: Tensor, alpha: float, beta_max: float | None
         scores: [M], mean true-class probability of each modality's own head; clamped from below at 1e-8.
         alpha: slope.
         beta_max: ceiling for modalities that are behind; None is the released code's default, 2.
+        seen: bool [M], modalities that have a score; all without it. The others enter no ratio.
 
     Returns:
-        k [M] in (1 - tanh(alpha), max(beta_max, 1)); ones for a single modality.
+        k [M], between 1 - tanh(alpha) and 1 for modalities ahead, between 1 and beta_max for those behind; 1 for one
+        that was not seen, or has no other to compare with.
     """
-    if len(scores) == 1:
-        return torch.ones_like(scores)
+    seen = torch.ones_like(scores, dtype=torch.bool) if seen is None else seen
     scores = scores.clamp(min=SCORE_FLOOR)
-    ratio = (scores.sum() - scores) / (len(scores) - 1) / scores
-    gain = torch.where(ratio > 1, 2.0 if beta_max is None else beta_max, 2.0) - 1
-    return 1 + gain * torch.tanh(alpha * (ratio - 1))
+    others = torch.where(seen, scores, 0.0).sum() - scores
+    count = seen.sum() - 1
+    ratio = torch.where(seen & (count > 0), others / count.clamp(min=1) / scores, 1.0)
+    behind = torch.full_like(ratio, (2.0 if beta_max is None else beta_max) - 1)
+    return 1 + torch.where(ratio > 1, behind, 1.0) * torch.tanh(alpha * (ratio - 1))

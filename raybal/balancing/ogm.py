@@ -42,11 +42,14 @@ class OGMSettings(CoefficientSettings):
 class OGM(CoefficientMethod):
     """Decelerates the modality that is ahead, on the fused loss alone, in its encoder only.
 
-    A modality's score is the true-class probability of its share of the fused logits, W_m z_m + b / M; for a fusion
-    that is not a sum of such shares, of the fused logits with every other modality masked.
+    A modality's score is the true-class probability of its share of the fused logits: W_m z_m + b / M of a concat
+    fusion, W_m z_m + b_m of a sum fusion; for a fusion that is not a sum of such shares, of the fused logits with
+    every other modality masked.
 
     Departures from the released code: one coefficient from the whole batch over all workers; the noise of GE is
-    drawn from (seed, step, parameter), so that workers stay equal, and its spread is that of the reduced gradient.
+    drawn from (seed, step, parameter), so that workers stay equal, and its spread is that of the reduced gradient;
+    the shares of a sum fusion keep the whole of their own bias, so that they add up to the fused logits, where
+    versions of the released code halve it.
     """
 
     name = "ogm"
@@ -72,8 +75,9 @@ class OGM(CoefficientMethod):
             logits[m] = ctx.classifier.fuse(output.fusion_inputs, only)
         return logits
 
-    def coefficients(self, sums: Tensor, counts: Tensor) -> Tensor:
-        return modulation_coefficients(sums / counts.clamp(min=1), self.settings.alpha)
+    def coefficients(self, scores: Tensor, seen: Tensor) -> Tensor:
+        # Of two modalities, one that was not seen leaves nothing to compare: the caller gives both 1.
+        return modulation_coefficients(scores, self.settings.alpha)
 
     def scaled_parameters(self, ctx: Context, modality: str) -> list[nn.Parameter]:
         encoder = ctx.groups[modality].encoder

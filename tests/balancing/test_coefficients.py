@@ -64,6 +64,25 @@ def test_mlb_permutes_with_the_modalities():
     torch.testing.assert_close(mlb.modulation_coefficients(scores[order], 1.0, 5.0), k[order])
 
 
+@pytest.mark.parametrize("beta_max", [0.3, 1.3, 2.3, 10.1])
+def test_mlb_keeps_the_precision_of_its_scores(beta_max):
+    scores = torch.tensor([0.2, 0.5], dtype=torch.float64)
+    k = mlb.modulation_coefficients(scores, 0.5, beta_max)
+    expected = [1 + (beta_max - 1) * np.tanh(0.5 * (2.5 - 1)), 1 + np.tanh(0.5 * (0.4 - 1))]
+    np.testing.assert_allclose(k, expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("score", [0.0, 0.9])
+def test_mlb_compares_only_what_was_seen(score):
+    scores = torch.tensor([0.2, score, 0.5], dtype=torch.float64)
+    k = mlb.modulation_coefficients(scores, 2.0, 10.0, torch.tensor([True, False, True]))
+    two = mlb.modulation_coefficients(scores[[0, 2]], 2.0, 10.0)
+    torch.testing.assert_close(k[[0, 2]], two, rtol=0, atol=1e-15)
+    assert k[1] == 1.0
+    alone = mlb.modulation_coefficients(scores, 2.0, 10.0, torch.tensor([True, False, False]))
+    assert alone.tolist() == [1.0, 1.0, 1.0]
+
+
 def test_a_single_modality_is_left_alone():
     assert mlb.modulation_coefficients(torch.tensor([0.3]), 2.0, 10.0).tolist() == [1.0]
 

@@ -1,5 +1,6 @@
 """What each method does to gradients and updates."""
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from toy import AUDIO, OMICS, VIDEO, gradients, make_classifier, make_context, make_items, make_method, whole_batch
 
-from raybal.balancing.base import METHODS
+from raybal.balancing.base import METHODS, fused_loss, unimodal_loss
 from raybal.balancing.pace import PaceSettings
 from raybal.data.batches import Batch
 from raybal.errors import ConfigError
@@ -217,13 +218,83 @@ def test_every_method_takes_every_fusion_and_missing_modalities(name, fusion):
     assert all(torch.isfinite(v).all() for values in ctx.log.values() for v in values)
 
 
-def test_a_modality_that_a_batch_lacks_gets_no_coefficient():
+@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("fusion", ["concat", "sum", "mlp", "film", "gated", "transformer"])
+def test_every_method_takes_every_fusion_in_half_precision(name, fusion):
+    """As on every GPU by default: forward passes, and the scores that come with them, in bfloat16."""
+    items, found = make_items(12), []
+    for autocast in (contextlib.nullcontext, lambda: torch.autocast("cpu", dtype=torch.bfloat16)):
+        classifier = make_classifier(fusion=fusion)
+        ctx = make_context(classifier)
+        ctx.autocast = autocast
+        train_step(ctx, make_method(name), [whole_batch(items)])
+        assert all(torch.isfinite(p).all() for p in classifier.parameters())
+        found.append(torch.stack(ctx.log["score"]) if "score" in ctx.log else torch.zeros(0))
+    torch.testing.assert_close(*found, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["mlb", "ogm"])
+@pytest.mark.parametrize("alpha", [0.5, 2.0])
+def test_a_modality_that_a_batch_lacks_leaves_the_other_alone(name, alpha):
     items = make_items(12)
     items.present[:, 0] = False
     items.inputs["audio"][:] = 0
-    ctx = _step(make_method("mlb", beta_max=10.0), make_classifier(), items)
+    ctx = _step(make_method(name, alpha=alpha), make_classifier(), items)
     (k,) = ctx.log["coefficient"]
-    assert k[0] == 1.0
+    assert k.tolist() == [1.0, 1.0]
+
+
+def test_of_three_modalities_those_that_a_batch_has_are_balanced():
+    names = tuple(m.name for m in OMICS)
+    items, two = make_items(12, OMICS), make_items(12, OMICS[:2])
+    two.inputs = {m: items.inputs[m] for m in names[:2]}
+    items.present[:, 2] = False
+    items.inputs["c"][:] = 0
+    coefficients, start = [], make_classifier(OMICS).state_dict()
+    for modalities, data in ((OMICS, items), (OMICS[:2], two)):
+        classifier = make_classifier(modalities)
+        classifier.load_state_dict({k: start[k] for k in classifier.state_dict()})
+        method = make_method("mlb", tuple(m.name for m in modalities), alpha=2.0, beta_max=10.0)
+        coefficients.append(_step(method, classifier, data).log["coefficient"][0])
+    torch.testing.assert_close(coefficients[0][:2], coefficients[1])
+    assert coefficients[0][2] == 1.0
+    assert (coefficients[0][:2] != 1).all()
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_a_step_records_the_pace_in_force(name):
+    pace = PaceSettings(kind="linear", initial=0.2)
+    ctx = make_context(make_classifier())
+    method = make_method(name, pace=pace)
+    for _ in range(3):
+        train_step(ctx, method, [whole_batch(make_items(6))])
+    recorded = [float(v) for v in ctx.log.get("pace", [])]
+    assert recorded == ([] if name in ("joint", "multi_loss") else pytest.approx([0.2, 0.28, 0.36]))
+
+
+@pytest.mark.parametrize("name", ["joint", "ogm"])
+def test_heads_that_are_no_part_of_the_objective_change_nothing_when_clipped(name):
+    items, weights = make_items(24), []
+    for scale in (0.0, 100.0):
+        classifier = make_classifier()
+        method = make_method(name)
+        method.loss = lambda ctx, output, batch, s=scale: fused_loss(output, batch) + s * unimodal_loss(output, batch)
+        train_step(make_context(classifier), method, [whole_batch(items)], clip_norm=0.05)
+        weights.append(classifier.state_dict())
+    for key, value in weights[0].items():
+        if not key.startswith("unimodal_heads"):
+            assert torch.equal(value, weights[1][key]), key
+        else:
+            moved = weights[1][key] - value
+            assert 0 < float(moved.norm()) <= 0.05 * 0.1 + 1e-6
+
+
+def test_heads_of_the_objective_are_clipped_with_it():
+    classifier = make_classifier()
+    ctx = make_context(classifier)
+    train_step(ctx, make_method("multi_loss"), [whole_batch(make_items(24))], clip_norm=0.05)
+    norm = torch.stack([p.grad.norm() for p in classifier.parameters()]).norm()
+    assert float(norm) == pytest.approx(0.05, rel=1e-4)
 
 
 def test_mlb_takes_three_modalities_and_ogm_says_that_it_does_not():
