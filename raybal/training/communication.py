@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,9 @@ class Alone:
     def all_reduce(self, value: Tensor) -> Callable[[], Tensor]:
         """Sums a tensor over all workers, in place; returns a function that waits for the result."""
         return lambda: value
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrites tensors with the first worker's."""
 
     def barrier(self) -> None:
         """Waits for all workers."""
@@ -39,6 +42,11 @@ class Distributed(Alone):
             return value
 
         return wait
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        for work in [dist.broadcast(tensor, src=0, async_op=True) for tensor in tensors]:
+            assert work is not None
+            work.wait()
 
     def barrier(self) -> None:
         if dist.get_backend() == "nccl":

@@ -62,14 +62,20 @@ def fit(run: Run, on_epoch: Callable[[dict[str, Any]], None] = lambda record: No
         on_epoch: called on every worker with each new epoch's record.
 
     Returns:
-        {"history": one record an epoch, "epoch": the epoch whose model is used}.
+        {"history": one record an epoch, "epoch": the epoch whose model is used}. A record has `epoch`, `loss`,
+        `validation`, `seconds`, and the mean over the epoch's steps of all that the method recorded: for a method
+        with coefficients `coefficient` and `score` of each modality, and `pace`, the strength in force.
     """
     settings, workers = run.settings, run.workers
     classifier = run.classifier.to(run.device)
     module: nn.Module = classifier
     if workers.world > 1:
         module = nn.parallel.DistributedDataParallel(
-            classifier, device_ids=[run.device] if run.device.type == "cuda" else None, gradient_as_bucket_view=True
+            classifier,
+            device_ids=[run.device] if run.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            # Training reads no running statistics; they are made equal once an epoch.
+            broadcast_buffers=False,
         )
     optimizer = build_optimizer(list(classifier.parameters()), settings)
     steps = steps_per_epoch(len(run.train), settings.batch_size)
@@ -123,12 +129,14 @@ def _epoch(run: Run, ctx: Context) -> dict[str, Any]:
         accumulate=settings.accumulate,
         device=run.device,
     ):
-        rate = settings.learning_rate_at(ctx.step / steps)
+        rate = settings.learning_rate_at(ctx.step, steps)
         for group in ctx.optimizer.param_groups:
             group["lr"] = rate
         losses.append(train_step(ctx, run.method, batches, settings.clip_norm))
     loss = workers.all_reduce(torch.stack(losses))().mean()
     ctx.epoch += 1
+    # The statistics that batch norm keeps differ between workers; what is validated must be what is saved.
+    workers.broadcast(list(ctx.classifier.buffers()))
     validation: dict[str, Any] = {}
     if run.validation is not None:
         predictor = run.method.predictor(ctx.classifier)
@@ -138,7 +146,6 @@ def _epoch(run: Run, ctx: Context) -> dict[str, Any]:
         "epoch": ctx.epoch,
         "loss": float(loss),
         "validation": validation,
-        "pace": run.method.settings.pace.strength(ctx.progress),
         **{name: torch.stack(values).mean(0).tolist() for name, values in ctx.log.items()},
         "seconds": round(time.perf_counter() - started, 3),
     }
@@ -179,8 +186,9 @@ def _resume(run: Run, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 def _save(run: Run, ctx: Context, progress: dict[str, Any]) -> None:
     tensors, numbers = pack(ctx.classifier, ctx.optimizer, run.method.state_dict())
     model = {name: value for name, value in tensors.items() if name.startswith(("model.", "method."))}
-    # The model before the state that speaks of it: a resumed run must find what its checkpoint calls best.
-    if progress["best"] == ctx.epoch:
+    # The model before the state that speaks of it: a resumed run must find what its checkpoint calls best. Without
+    # validation the best is the last, which the state holds.
+    if progress["best"] == ctx.epoch and run.validation is not None:
         run.checkpoints.write("best", ctx.epoch, model, {"epoch": ctx.epoch})
     run.checkpoints.write("epoch", ctx.epoch, tensors, {"numbers": numbers, "progress": progress})
     run.checkpoints.keep_only("epoch", ctx.epoch)

@@ -56,11 +56,19 @@ class TrainSettings(Settings):
             raise ConfigError("train.device: 'cuda' is not accepted here; this machine has no GPU that torch can use")
         return torch.device("cuda" if available and self.device != "cpu" else "cpu")
 
-    def learning_rate_at(self, epoch: float) -> float:
-        """Returns the learning rate after this many epochs (fractions included): a closed form, so that a resumed
-        run needs no scheduler state."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_epochs > self.epochs:
+            raise ConfigError(
+                f"warmup_epochs: {self.warmup_epochs:g} is not accepted; it must be at most epochs ({self.epochs})"
+            )
+
+    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
+        """Returns the learning rate of a step of the run, counted from 0: a closed form, so that a resumed run needs
+        no scheduler state. The last step of the warm-up has the full rate."""
+        epoch = step / steps_per_epoch
         if epoch < self.warmup_epochs:
-            return self.learning_rate * max(epoch, 1e-3) / self.warmup_epochs
+            return self.learning_rate * min((step + 1) / (self.warmup_epochs * steps_per_epoch), 1.0)
         if self.schedule == "cosine":
             done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-9)
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

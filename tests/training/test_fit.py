@@ -7,12 +7,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from toy import make_items, make_spec
+from toy import make_classifier, make_items, make_spec
 
-from raybal.balancing.base import METHODS
+from raybal.balancing.base import METHODS, Predictor
+from raybal.balancing.pace import PaceSettings
 from raybal.store import Store
 from raybal.training.checkpoint import Checkpoints
 from raybal.training.communication import Alone, Distributed
+from raybal.training.evaluate import evaluate
 from raybal.training.fit import Run, fit
 from raybal.training.settings import TrainSettings
 
@@ -114,8 +116,22 @@ def test_early_stopping_counts_epochs_without_a_better_result(tmp_path):
     )
 
 
-def test_without_validation_the_last_epoch_is_used(tmp_path):
+def test_without_validation_the_last_epoch_is_used_and_written_once(tmp_path):
+    run = make_run(tmp_path)
+    written, write = [], run.checkpoints.write
+    run.checkpoints.write = lambda kind, epoch, *content: (written.append((kind, epoch)), write(kind, epoch, *content))
+    assert fit(run)["epoch"] == 4
+    assert written == [("epoch", e) for e in (1, 2, 3, 4)]
     assert fit(make_run(tmp_path))["epoch"] == 4
+
+
+def test_the_pace_of_an_epoch_is_the_mean_over_its_steps(tmp_path):
+    """Three steps an epoch, four epochs, and a window that ends in the middle of the second."""
+    spec = make_spec("mlb", pace=PaceSettings(kind="window", end=0.4))
+    run = make_run(tmp_path)
+    run.method = spec.build()[1]
+    assert [r["pace"] for r in fit(run)["history"]] == pytest.approx([1.0, 2 / 3, 0.0, 0.0])
+    assert all("pace" not in r for r in fit(make_run(tmp_path / "joint", "joint"))["history"])
 
 
 def _free_port() -> int:
@@ -151,6 +167,33 @@ def test_two_workers_equal_one_at_the_same_batch(tmp_path, method):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
         assert one["validation"]["items"] == two["validation"]["items"] == 15
         assert one["validation"]["fused"]["accuracy"] == two["validation"]["fused"]["accuracy"]
+
+
+def _work_with_batch_norm(rank, world, port, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    run = make_run(folder, "joint", Distributed(), validation=make_items(40, seed=9), optimizer="sgd", epochs=3)
+    run.classifier = make_classifier(norm="batch")
+    result = fit(run)
+    torch.save((result["history"], run.classifier.state_dict()), f"{folder}/rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_workers_validate_the_model_that_is_saved(tmp_path):
+    """Batch norm's running statistics are those of each worker's own rows; only the first worker's are saved."""
+    mp.spawn(_work_with_batch_norm, (2, _free_port(), str(tmp_path)), nprocs=2)
+    (history, state), (_, other) = (torch.load(tmp_path / f"rank-{r}.pt", weights_only=False) for r in (0, 1))
+    assert any("running_mean" in key for key in state)
+    assert all(torch.equal(state[key], other[key]) for key in state)
+    checkpoints = Checkpoints(Store(str(tmp_path)), "train")
+    (best,) = checkpoints.epochs("best")
+    classifier = make_classifier(norm="batch")
+    tensors = checkpoints.read("best", best)[0]
+    classifier.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items()})
+    found = evaluate(Predictor(classifier), make_items(40, seed=9), torch.device("cpu"))
+    reported = history[best - 1]["validation"]
+    for head in ("fused", "audio", "video"):
+        assert found[head] == pytest.approx(reported[head], rel=1e-6)
 
 
 def _made(folder):
