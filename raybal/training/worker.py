@@ -6,10 +6,8 @@ import logging
 import os
 from typing import Any
 
-import ray.train
-from ray.train import FailureConfig, RunConfig
+from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, UserCallback
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from raybal.errors import RaybalError
 from raybal.resources import ResourceSettings, scaling
@@ -21,6 +19,9 @@ log = logging.getLogger(__name__)
 
 # Ray Train looks after its workers every 2 s by default, which would be most of a short round.
 _DEFAULTS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_METRICS_ENABLED": "0"}
+# It also watches for machines that are about to be taken away, in a process of its own. A cluster that raybal has
+# started is this machine, and goes with the driver.
+_DEFAULTS_OF_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 def train(task: TrainTask, resources: ResourceSettings) -> dict[str, Any]:
@@ -32,12 +33,11 @@ def train(task: TrainTask, resources: ResourceSettings) -> dict[str, Any]:
         What `raybal.training.fit.fit` returns.
 
     Raises:
-        RaybalError: what a worker raised on purpose.
+        RaybalError: what a worker raised on purpose; it is not tried again.
     """
     if task.settings.num_workers == 0:
         return task.run(on_epoch=lambda record: log_epoch(record, task.settings.epochs))
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    _set_defaults()
     store = Store(task.store)
     trainer = TorchTrainer(
         _worker,
@@ -49,31 +49,48 @@ def train(task: TrainTask, resources: ResourceSettings) -> dict[str, Any]:
             storage_path=store.path("ray"),
             storage_filesystem=store.filesystem,
             failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),
+            callbacks=[_Failures()],
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
-        result = trainer.fit()
-    except WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            cause = getattr(failure, "cause", None) or failure
-            if isinstance(cause, RaybalError):
-                raise cause from error
+        return trainer.fit().return_value
+    except ControllerError as error:
+        if isinstance(error.controller_failure, RaybalError):
+            raise error.controller_failure from error
         raise
-    return result.return_value
+
+
+def _set_defaults() -> None:
+    """Sets what the user has not set in the environment; Ray Train passes it on to its processes."""
+    connected = os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID")
+    for name, value in (_DEFAULTS if connected else _DEFAULTS | _DEFAULTS_OF_ONE_MACHINE).items():
+        os.environ.setdefault(name, value)
+
+
+class _Failures(UserCallback):
+    """Looks at workers that ended with an error, in Ray Train's controller, before it decides to start them again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, RaybalError):
+                # Whoever tries again would find the same file missing or the same disk full.
+                raise ControllerError(error)
+        for rank, error in worker_exceptions.items():
+            log.warning("training worker %d failed: %s", rank, str(error).strip().rpartition("\n")[2])
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     task: TrainTask = config["task"]
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("raybal").setLevel(logging.INFO)
-    # Ray Train would add a line a worker for every epoch.
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     workers = Distributed()
 
+    # Nothing is reported to Ray Train: a report waits for all workers and for the controller's next look at them,
+    # longer than a short epoch takes.
     def on_epoch(record: dict[str, Any]) -> None:
         if workers.rank == 0:
             log_epoch(record, task.settings.epochs)
-        ray.train.report({"epoch": record["epoch"], "loss": record["loss"]})
 
     return task.run(workers, on_epoch)
 
@@ -87,6 +104,3 @@ def log_epoch(record: dict[str, Any], epochs: int) -> None:
     if "coefficient" in record:
         parts.append("k " + " ".join(f"{k:.2f}" for k in record["coefficient"]))
     log.info("  ".join(parts))
-
-
-__all__ = ["TrainingFailedError", "train"]
