@@ -18,8 +18,11 @@ from raybal import hashing
 from raybal.errors import RaybalError
 
 TILE = 2048
-#: Below this share of the norms a float32 distance is cancellation noise and is computed again in float64.
-_NOISE = 1e-4
+#: Below this share of the norm a float32 distance is cancellation noise and is computed again in float64.
+NOISE = 1e-4
+#: Centres come in multiples of this: matrix products run the last few columns of other numbers by kernels whose
+#: rounding depends on where in the tile a row lies.
+_CENTRES = 16
 #: Below this share of the norms a float64 distance is rounding: the embeddings are equal.
 _EQUAL = 1e-12
 
@@ -61,10 +64,7 @@ class FactorShard:
     def __init__(self, q: Tensor, h: Tensor, keys: NDArray[np.uint64]) -> None:
         self.q, self.h = q.contiguous(), h.contiguous()
         self.keys = keys
-        self.norm = squared_norms(self.q, self.h)
-        bad = np.flatnonzero(~np.isfinite(self.norm))
-        if len(bad):
-            raise RaybalError(f"the gradient factors of {len(bad)} items are not finite, the first in row {bad[0]}")
+        self.norm = finite_norms(self.q, self.h)
         self.d2 = np.full(len(q), np.inf)
         self.free = np.ones(len(q), bool)
 
@@ -113,12 +113,15 @@ class FactorShard:
         return Proposals(time, accept, rows, self.keys[rows], self.d2[rows], self.q[chosen], self.h[chosen])
 
     def update(self, q: Tensor, h: Tensor, chosen: Sequence[int] = ()) -> None:
-        """Lowers D2 by new centres.
+        """Lowers D2 by new centres. What that gives for a row does not depend on the rows beside it.
 
         Args:
             q, h: factors of the centres, [k, C] and [k, D].
             chosen: rows of this shard that are among the centres.
         """
+        fill = -len(q) % _CENTRES
+        # Repeats of the last centre change no minimum.
+        q, h = (torch.cat([x, x[-1:].expand(fill, -1)]) for x in (q, h))
         centre_norm = squared_norms(q, h)
         scaled = (-2 * q.float()).T.contiguous()
         other = h.float().T.contiguous()
@@ -129,7 +132,7 @@ class FactorShard:
             rows = slice(start, min(start + TILE, len(self)))
             nearest = _tile(offset, self.q[rows], scaled, self.h[rows], other, memory)
             d2 = np.maximum(self.norm[rows] + nearest.numpy(), 0.0)
-            noisy = np.flatnonzero((d2 < _NOISE * self.norm[rows]) & (self.d2[rows] > 0))
+            noisy = np.flatnonzero((d2 < NOISE * self.norm[rows]) & (self.d2[rows] > 0))
             if len(noisy):
                 index = torch.from_numpy(noisy + start)
                 d2[noisy] = exact_distances(self.q[index], self.h[index], q, h).min(1)
@@ -138,12 +141,12 @@ class FactorShard:
         self.free[rows_chosen] = False
         self.d2[rows_chosen] = 0.0
 
-    def earliest_free(self, seed: int, count: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Returns (hash, row) of up to `count` free items in a random order by hash."""
+    def earliest_free(self, seed: int, count: int) -> list[tuple[int, int, float]]:
+        """Returns (hash, row, squared norm) of up to `count` free items in a random order by hash."""
         rows = np.flatnonzero(self.free)
         clock = hashing.mix(self.keys[rows], seed, -1)
         first = np.argsort(clock)[:count]
-        return clock[first], rows[first]
+        return list(zip(clock[first].tolist(), rows[first].tolist(), self.norm[rows[first]].tolist(), strict=True))
 
 
 def squared_norms(q: Tensor, h: Tensor) -> NDArray[np.float64]:
@@ -155,6 +158,19 @@ def squared_norms(q: Tensor, h: Tensor) -> NDArray[np.float64]:
         )
 
     return (sums(q) * sums(h)).numpy()
+
+
+def finite_norms(q: Tensor, h: Tensor) -> NDArray[np.float64]:
+    """Returns `squared_norms`.
+
+    Raises:
+        RaybalError: a factor is not finite; the message names the row.
+    """
+    norms = squared_norms(q, h)
+    bad = np.flatnonzero(~np.isfinite(norms))
+    if len(bad):
+        raise RaybalError(f"the gradient factors of {len(bad)} items are not finite, the first in row {bad[0]}")
+    return norms
 
 
 def exact_distances(q: Tensor, h: Tensor, q_other: Tensor, h_other: Tensor) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from raybal.errors import RaybalError
 from raybal.querying.base import Candidates, Holder, Query, QuerySettings, QueryStrategy, Request
 from raybal.querying.factors import FactorShard
-from raybal.querying.seeding import rejection_seeding
+from raybal.querying.seeding import Pick, rejection_seeding
 from raybal.settings import setting
 
 
@@ -41,11 +41,17 @@ class GradientSeeding(QueryStrategy):
         return Query(
             ids=[next(ids[p.shard]) for p in picks],
             score=[p.d2 for p in picks],
-            reason=[
-                f"gradient norm {p.norm**0.5:.2f}, {p.d2**0.5:.2f} away from all that was chosen before it"
-                for p in picks
-            ],
+            reason=[_reason(pick, first=pick is picks[0]) for pick in picks],
         )
+
+
+def _reason(pick: Pick, *, first: bool) -> str:
+    norm = f"gradient norm {pick.norm**0.5:.2f}"
+    if first:
+        return f"{norm}, the largest"
+    if pick.d2 == 0:
+        return f"{norm}, equal to an item chosen before; at random"
+    return f"{norm}, {pick.d2**0.5:.2f} away from all that was chosen before it"
 
 
 def residual(probabilities: Tensor, predicted: Tensor) -> Tensor:

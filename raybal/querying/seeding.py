@@ -24,7 +24,7 @@ from torch import Tensor
 
 from raybal import hashing
 from raybal.errors import RaybalError
-from raybal.querying.factors import FactorShard, Proposals, exact_distances, squared_norms
+from raybal.querying.factors import NOISE, FactorShard, Proposals, exact_distances, finite_norms, squared_norms
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ def rejection_seeding(
 def _first(shards: Shards) -> list[Pick]:
     """Makes the item of largest norm a centre; the smallest key among equals."""
     answers = shards.map("largest")
+    if not answers:
+        return []
     shard = max(range(len(answers)), key=lambda s: (answers[s][0], -answers[s][1]))
     norm, _, row, q, h = answers[shard]
     if row < 0:
@@ -159,10 +161,8 @@ def _accept(shards: Shards, picks: list[Pick], q: Tensor, h: Tensor, count: int)
 def _rest(shards: Shards, wanted: int, seed: int) -> list[Pick]:
     """Goes on uniformly, by hash, when every embedding left equals a centre."""
     answers = shards.map("earliest_free", seed, wanted)
-    found = [
-        (int(c), s, int(row)) for s, (clock, rows) in enumerate(answers) for c, row in zip(clock, rows, strict=True)
-    ]
-    return [Pick(shard, row, 0.0, 0.0) for _, shard, row in sorted(found)[:wanted]]
+    found = [(*item, shard) for shard, part in enumerate(answers) for item in part]
+    return [Pick(shard, row, 0.0, norm) for _, row, norm, shard in sorted(found)[:wanted]]
 
 
 class _Passes:
@@ -172,7 +172,9 @@ class _Passes:
     """
 
     def __init__(self, q: Tensor, h: Tensor, threads: ThreadPoolExecutor, pieces: int) -> None:
-        self.norm = squared_norms(q, h)
+        self.q, self.h = q, h
+        self.norm = finite_norms(q, h)
+        self.noise = NOISE * self.norm
         self.d2 = np.full(len(q), np.inf)
         self._threads = threads
         chunks = zip(*(x.chunk(pieces) if len(x) else [x] for x in (q, h)), strict=True)
@@ -185,7 +187,12 @@ class _Passes:
             return torch.mv(piece[0], q).double().numpy() * torch.mv(piece[1], h).double().numpy()
 
         product = np.concatenate(list(self._threads.map(products, self._pieces)))
-        np.minimum(self.d2, np.maximum(self.norm + norm - 2 * product, 0.0), out=self.d2)
+        d2 = np.maximum(self.norm + norm - 2 * product, 0.0)
+        noisy = np.flatnonzero((d2 < self.noise) & (self.d2 > 0))
+        if len(noisy):
+            rows = torch.from_numpy(noisy)
+            d2[noisy] = exact_distances(self.q[rows], self.h[rows], q[None], h[None])[:, 0]
+        np.minimum(self.d2, d2, out=self.d2)
 
 
 def sequential_seeding(
@@ -197,8 +204,10 @@ def sequential_seeding(
     This is the released code's procedure, for comparison with recorded sequences; one pass over all factors a pick.
 
     Raises:
-        RaybalError: there are fewer uniforms than draws.
+        RaybalError: a factor is not finite, or there are fewer uniforms than draws.
     """
+    # Half precision is for storage: its products would be all noise.
+    q, h = (x if x.dtype == torch.float64 else x.float() for x in (q, h))
     size, picks = min(size, len(q)), list[int]()
     count = torch.get_num_threads()
     with ThreadPoolExecutor(count) as threads:
@@ -207,10 +216,11 @@ def sequential_seeding(
         def pick(position: int) -> None:
             picks.append(position)
             passes.add(q[position], h[position], float(passes.norm[position]))
-            passes.d2[picks] = 0.0
+            passes.d2[position] = 0.0
 
         if labelled is not None and len(labelled[0]):
-            for q_centre, h_centre, norm in zip(*labelled, squared_norms(*labelled).tolist(), strict=True):
+            centres = (labelled[0].to(q.dtype), labelled[1].to(h.dtype))
+            for q_centre, h_centre, norm in zip(*centres, finite_norms(*centres).tolist(), strict=True):
                 passes.add(q_centre, h_centre, norm)
         elif size:
             pick(int(np.argmax(passes.norm)))

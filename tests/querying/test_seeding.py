@@ -57,6 +57,22 @@ def test_updates_keep_the_distance_to_the_nearest_centre():
     assert (shard.d2[centres] == 0).all()
 
 
+@pytest.mark.parametrize("count", range(1, 18))
+def test_an_update_gives_a_row_the_same_wherever_it_lies(count):
+    """To the bit, for any number of centres: a query must not depend on how items lie in shards."""
+    generator = torch.Generator().manual_seed(count)
+    q, h = factors(700, classes=31, size=512)
+    centres = torch.randperm(700, generator=generator)[:count]
+    keys = hashing.hash_ids(map(str, range(700)))
+    whole = FactorShard(q, h, keys)
+    whole.update(q[centres], h[centres])
+    order = torch.randperm(700, generator=generator)
+    for rows in torch.split(order, [1, 2, 3, 50, 644]):
+        part = FactorShard(q[rows], h[rows], keys[rows.numpy()])
+        part.update(q[centres], h[centres])
+        np.testing.assert_array_equal(part.d2, whole.d2[rows.numpy()])
+
+
 def probabilities_of_triples(q, h):
     """Exact probabilities of picks 2 to 4 of sequential seeding that starts from the largest norm."""
     d2 = exact_distances(q, h, q, h)
@@ -177,6 +193,51 @@ def test_when_all_mass_is_gone_the_rest_follows_at_random():
     assert sorted(d2_seeding(q, h, 30, uniforms=np.random.default_rng(0).random(200)).tolist()) == list(range(30))
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_sequential_seeding_gives_equals_of_a_centre_no_mass(labelled):
+    """Float32 distances of equal embeddings are noise above zero, which draws would follow once all else is chosen;
+    without it they are uniform."""
+    q, h = factors(3, classes=31, size=512)
+    centres = (q, h) if labelled else None
+    q, h = q.repeat(10, 1), h.repeat(10, 1)
+    size, runs = 1 if labelled else 4, 400
+    last = np.zeros(30)
+    for seed in range(runs):
+        uniforms = np.random.default_rng(seed).random(20)
+        last[d2_seeding(q, h, size, uniforms=uniforms, labelled=centres)[-1]] += 1
+    # Chosen before: the item of largest norm in every run, one of ten equal ones of each other kind in some.
+    expected = np.full(30, runs / 30)
+    if not labelled:
+        expected = np.where(np.arange(30) % 3 == int(last.argmin()) % 3, runs / 27, runs * 0.9 / 27)
+        expected[int(last.argmin())] = 0
+    cells = expected > 0
+    statistic = ((last - expected)[cells] ** 2 / expected[cells]).sum()
+    assert chi2.sf(statistic, cells.sum() - 1) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sequential_seeding_does_not_calculate_in_half_precision(dtype):
+    q, h = (x.to(dtype) for x in factors(500, classes=8, size=64))
+    uniforms = np.random.default_rng(0).random(100)
+    halves = d2_seeding(q, h, 30, uniforms=uniforms)
+    assert halves.tolist() == d2_seeding(q.float(), h.float(), 30, uniforms=uniforms).tolist()
+
+
+def test_what_is_left_at_random_keeps_its_norm():
+    q, h = factors(3)
+    q, h = q.repeat(4, 1), h.repeat(4, 1)
+    parts = [[0, 1, 5], [2, 3, 4]]
+    shards = LocalShards([FactorShard(q[rows], h[rows], hashing.hash_ids(map(str, rows))) for rows in parts])
+    picks = rejection_seeding(shards, 6, 0)
+    assert [p.d2 > 0 for p in picks] == [True] * 3 + [False] * 3
+    for pick in picks:
+        assert pick.norm == shards.shards[pick.shard].norm[pick.row] > 0
+
+
+def test_no_shard_gives_no_pick():
+    assert rejection_seeding(LocalShards([]), 5, 0) == []
+
+
 def test_all_zero_embeddings_are_chosen_too():
     assert sorted(d2_seeding(torch.zeros(5, 3), torch.ones(5, 2), 5, seed=0).tolist()) == [0, 1, 2, 3, 4]
 
@@ -188,8 +249,16 @@ def test_bad_input_is_named():
     with pytest.raises(RaybalError, match="more than the 1 uniforms"):
         d2_seeding(q, h, 4, uniforms=np.array([0.5]))
     h[3, 0] = float("nan")
+    for how in ({"seed": 0}, {"uniforms": np.full(9, 0.5)}):
+        with pytest.raises(RaybalError, match="row 3"):
+            d2_seeding(q, h, 2, **how)
+    h[3, 0] = float("inf")
+    for how in ({"seed": 0}, {"uniforms": np.full(9, 0.5)}):
+        with pytest.raises(RaybalError, match="row 3"):
+            d2_seeding(q, h, 2, **how)
+    good = factors(5)
     with pytest.raises(RaybalError, match="row 3"):
-        d2_seeding(q, h, 2, seed=0)
+        d2_seeding(*good, 2, uniforms=np.full(9, 0.5), labelled=(q, h))
 
 
 def test_nothing_asked_or_nothing_there():

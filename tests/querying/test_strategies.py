@@ -10,10 +10,14 @@ from toy import make_classifier, make_items
 from raybal import hashing
 from raybal.analysis.contribution import contributions, shapley_values
 from raybal.balancing.base import Predictor
+from raybal.bench.toy import make_pool
+from raybal.data.pool import Pool
 from raybal.errors import RaybalError
 from raybal.querying.base import STRATEGIES, Holder, LocalCandidates, Request, Scored
 from raybal.querying.entropy import entropy
 from raybal.querying.explain import describe_items, summarise_pool
+from raybal.querying.factors import squared_norms
+from raybal.querying.scoring import score_shard
 
 ITEMS = make_items(120)
 # Exact duplicates under other names.
@@ -25,10 +29,10 @@ def scored_columns(strategy):
     predictor = Predictor(make_classifier().eval())
     with torch.no_grad():
         present = torch.from_numpy(ITEMS.present)
-        output = predictor.encode({m: torch.from_numpy(a) for m, a in ITEMS.inputs.items()}, present)
-        phi, probabilities = shapley_values(lambda mask: predictor.logits(output.fusion_inputs, mask), present)
+        encoded = predictor.encode({m: torch.from_numpy(a) for m, a in ITEMS.inputs.items()}, present)
+        phi, probabilities = shapley_values(lambda mask: predictor.logits(encoded.fusion_inputs, mask), present)
         predicted = probabilities.argmax(1)
-        scored = Scored(output, probabilities, predicted, contributions(phi, predicted))
+        scored = Scored(encoded, probabilities, predicted, contributions(phi, predicted))
         columns = {
             "predicted": predicted.int(),
             "confidence": probabilities.amax(1),
@@ -90,6 +94,20 @@ class TestEveryStrategy:
         assert strategy.select(candidates(columns, parts), Request(20, seed=4)).ids == whole.ids
 
 
+@pytest.mark.parametrize("name", ["badge", "bmmal"])
+def test_reasons_say_what_is_known_of_an_item(name):
+    """Ten items are exact duplicates: the last to be taken, with their own norm and no distance."""
+    strategy = make_strategy(name)
+    columns = scored_columns(strategy)
+    norm = dict(zip(ITEMS.ids, np.sqrt(squared_norms(*(torch.from_numpy(columns[c]) for c in "qh"))), strict=True))
+    query = strategy.select(candidates(columns, np.array_split(np.arange(120), 3)), Request(120, seed=4))
+    for position, (i, reason) in enumerate(zip(query.ids, query.reason, strict=True)):
+        assert reason.startswith(f"gradient norm {norm[i]:.2f}, ")
+        assert ("the largest" in reason) == (position == 0)
+        assert ("equal to an item chosen before; at random" in reason) == (position >= 110)
+        assert ("away from all that was chosen before it" in reason) == (0 < position < 110)
+
+
 @pytest.mark.parametrize("name", ["random", "badge", "bmmal"])
 def test_the_seed_decides(name):
     strategy = make_strategy(name)
@@ -146,3 +164,23 @@ def test_descriptions_and_totals_do_not_depend_on_shards():
     assert pa.array(whole["dominated"]).to_pylist() == pytest.approx(
         [(columns["contribution"].argmax(1) == k).mean() for k in (0, 1)]
     )
+
+
+@pytest.mark.parametrize("fusion", ["concat", "transformer"])
+def test_scoring_runs_the_fusion_once_for_each_mask(monkeypatch, tmp_path, fusion):
+    make_pool(str(tmp_path / "pool"), 12, shards=1)
+    pool = Pool(str(tmp_path / "pool"))
+    predictor = Predictor(make_classifier(pool.info.modalities, fusion=fusion).eval())
+    masks, logits = [], predictor.logits
+
+    def counted(fusion_inputs, mask):
+        masks.append(mask)
+        return logits(fusion_inputs, mask)
+
+    monkeypatch.setattr(predictor, "logits", counted)
+    monkeypatch.setattr(predictor.classifier, "forward", None)
+    table = score_shard(
+        pool, np.arange(12), predictor, make_strategy("bmmal"), device=torch.device("cpu"), batch_size=8
+    )
+    assert len(table) == 12
+    assert len(masks) == 2 * 4
