@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from raybal import hashing
 from raybal.data.pool import Pool
 from raybal.errors import RaybalError
 from raybal.predictor import load_predictor
-from raybal.querying.base import STRATEGIES, Holder, Query, QuerySettings, Request
+from raybal.querying.base import STRATEGIES, Holder, Query, QuerySettings, QueryStrategy, Request
 from raybal.querying.scoring import read_columns, score_shard
 from raybal.resources import ResourceSettings, scoring_options
 from raybal.store import Store
@@ -31,21 +32,42 @@ class HolderLostError(RaybalError):
     """An actor was restarted and holds nothing any more."""
 
 
-@ray.remote
 class PoolActor:
-    """Scores shards, and holds candidates. All it knows can be read again from the pool and the store."""
+    """Scores shards, and holds candidates; runs as a Ray actor. All it knows can be read again from the pool and the
+    store.
+
+    Nothing is opened when it is made: an error there would reach the driver as that of a dead actor.
+    """
 
     def __init__(self, pool: str, store: str, settings: QuerySettings) -> None:
-        self.pool = Pool(pool)
-        self.store = Store(store)
+        self.roots = (pool, store)
         self.settings = settings
-        self.strategy = STRATEGIES.get(settings.strategy)(settings)
-        self.device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         self.model: tuple[str, Any] = ("", None)
         self.holder: Holder | None = None
 
+    @functools.cached_property
+    def pool(self) -> Pool:
+        """The pool that is scored."""
+        return Pool(self.roots[0])
+
+    @functools.cached_property
+    def store(self) -> Store:
+        """The experiment's store."""
+        return Store(self.roots[1])
+
+    @functools.cached_property
+    def strategy(self) -> QueryStrategy:
+        """The query strategy that says what is kept of each item."""
+        return STRATEGIES.get(self.settings.strategy)(self.settings)
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+
     def ready(self) -> None:
-        """Returns when the actor has started."""
+        """Returns when the actor has started and has found its pool and its store."""
+        _ = self.pool, self.store, self.strategy
 
     def score(self, folder: str, shard: str, positions: NDArray[np.int64], model: str) -> int:
         """Writes the scores of one shard's items to `folder`; returns how many they are."""
@@ -63,11 +85,11 @@ class PoolActor:
         return len(table)
 
     def hold(self, folder: str, shards: list[str]) -> int:
-        """Reads scored shards into memory; returns the number of items held."""
-        holders = [self.store.read_table(f"{folder}/{shard}.parquet") for shard in shards]
-        ids = [i for table in holders for i in table["id"].to_pylist()]
-        parts = [read_columns(table) for table in holders]
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}
+        """Reads scored shards, at least one, into memory; returns the number of items held."""
+        tables = [self.store.read_table(f"{folder}/{shard}.parquet") for shard in shards]
+        ids = [i for table in tables for i in table["id"].to_pylist()]
+        parts = [read_columns(table) for table in tables]
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         self.holder = Holder(ids, hashing.hash_ids(ids), columns)
         return len(ids)
 
@@ -79,7 +101,7 @@ class PoolActor:
 
 
 class ActorCandidates:
-    """Candidates held by actors."""
+    """Candidates held by actors, or none held by none."""
 
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = actors
@@ -108,7 +130,7 @@ class Scorers:
         self.settings = settings
         self.store = Store(store)
         count, options = scoring_options(shards, resources)
-        kind: Any = PoolActor
+        kind: Any = ray.remote(PoolActor)
         started = [kind.options(**options).remote(pool, store, settings) for _ in range(count)]
         # On a cluster that grows, some may come late or never.
         self._starting = {actor.ready.remote(): actor for actor in started}
@@ -140,47 +162,81 @@ class Scorers:
                 running[actor.score.remote(folder, shard, shards[shard], model)] = (actor, shard)
             (ref,), _ = ray.wait([*running, *self._starting], num_returns=1)
             if ref in self._starting:
-                idle.append(self._joined(ref))
+                idle += self._join(ref)
                 continue
             actor, shard = running.pop(ref)
             try:
                 items += ray.get(ref)
-            except ray.exceptions.RayActorError:
-                # Lost more often than it may restart: the others take over.
-                self.actors.remove(actor)
+            except ray.exceptions.RayActorError as error:
                 left.append(shard)
-                if not self.actors and not self._starting:
-                    raise
+                self._drop(actor, error)
                 continue
             idle.append(actor)
             number += 1
             rate = items / max(time.monotonic() - started, 1e-9)
             log.info("scored %s: %d of %d shards, %.0f items/s", shard, number, total, rate)
 
-    def _joined(self, ref: Any) -> Any:
-        """Takes an actor that has started among those that work."""
-        actor = self._starting.pop(ref)
-        ray.get(ref)
-        self.actors.append(actor)
-        return actor
-
     def select(self, folder: str, shards: Sequence[str], request: Request) -> tuple[Query, ActorCandidates]:
         """Selects a query from scored shards; starts over if an actor is lost meanwhile.
 
         Returns:
             The query, and the candidates that it was selected from.
+
+        Raises:
+            RaybalError: no actor is left, or one is lost in every attempt.
         """
         strategy = STRATEGIES.get(self.settings.strategy)(self.settings)
-        if not self.actors:
-            (ref,), _ = ray.wait([*self._starting], num_returns=1)
-            self._joined(ref)
-        for attempt in range(1, ATTEMPTS + 1):
+        lost: Exception | None = None
+        for attempt in range(ATTEMPTS):
+            if lost is not None:
+                log.warning("selection starts over, attempt %d: %s", attempt + 1, _last_line(lost))
+                self._drop_dead()
             try:
-                ray.get([a.hold.remote(folder, list(shards[i :: len(self.actors)])) for i, a in enumerate(self.actors)])
-                candidates = ActorCandidates(self.actors)
+                candidates = self._hold(folder, shards)
                 return strategy.select(candidates, request), candidates
             except (ray.exceptions.RayActorError, HolderLostError) as error:
-                if attempt == ATTEMPTS:
-                    raise
-                log.warning("selection starts over, attempt %d: %s", attempt + 1, error)
-        raise AssertionError("unreachable")
+                lost = error
+        raise RaybalError(f"selection lost an actor {ATTEMPTS} times: {_last_line(lost)}") from lost
+
+    def _hold(self, folder: str, shards: Sequence[str]) -> ActorCandidates:
+        """Lets as many actors as there are shards read them."""
+        while shards and not self.actors:
+            (ref,), _ = ray.wait([*self._starting], num_returns=1)
+            self._join(ref)
+        holders = self.actors[: len(shards)]
+        ray.get([a.hold.remote(folder, list(shards[i :: len(holders)])) for i, a in enumerate(holders)])
+        return ActorCandidates(holders)
+
+    def _join(self, ref: Any) -> list[Any]:
+        """Takes an actor that has started among those that work; returns it, or none if it was lost before."""
+        actor = self._starting.pop(ref)
+        try:
+            ray.get(ref)
+        except ray.exceptions.RayActorError as error:
+            self._drop(actor, error)
+            return []
+        self.actors.append(actor)
+        return [actor]
+
+    def _drop_dead(self) -> None:
+        """Leaves out the actors that were lost for good."""
+        for actor in list(self.actors):
+            try:
+                ray.get(actor.ready.remote())
+            except ray.exceptions.RayActorError as error:
+                self._drop(actor, error)
+
+    def _drop(self, actor: Any, error: Exception) -> None:
+        """Leaves out an actor that was lost more often than it may restart: the others take over.
+
+        Raises:
+            RaybalError: there is no other.
+        """
+        self.actors = [a for a in self.actors if a is not actor]
+        if not self.actors and not self._starting:
+            raise RaybalError(f"all scoring actors are lost; the last one: {_last_line(error)}") from error
+        log.warning("a scoring actor is lost, %d are left: %s", len(self.actors), _last_line(error))
+
+
+def _last_line(error: Exception | None) -> str:
+    return str(error).strip().rpartition("\n")[2]

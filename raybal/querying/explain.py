@@ -32,8 +32,10 @@ def _describe(holder: Holder, ids: list[str]) -> dict[str, dict[str, Any]]:
 
 def summarise_pool(candidates: Candidates) -> dict[str, Any]:
     """Returns, over all candidates: their number, the mean contribution of each modality, the share of items that
-    each modality dominates, and the number of items predicted in each class."""
+    each modality dominates, and the number of items predicted in each class; nothing if there is none."""
     parts = candidates.map(_totals)
+    if not parts:
+        return {}
     count = sum(part["count"] for part in parts)
     total = sum(part["contribution"] for part in parts)
     dominated = sum(part["dominated"] for part in parts)
