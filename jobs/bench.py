@@ -6,7 +6,6 @@ from typing import Literal
 from raybal.config import parse
 from raybal.errors import ConfigError
 from raybal.job import run_job
-from raybal.resources import ResourceSettings, cluster
 from raybal.settings import Settings, setting
 
 
@@ -18,10 +17,11 @@ class BenchConfig(Settings):
     clips: str | None = setting(None, help="folder of clips for prepare (repeated as often as needed)")
     seconds: float = setting(60.0, gt=0, help="least duration of each measurement")
     items: int = setting(2000, ge=64, help="items that training and scoring go over again and again")
-    cores: int = setting(2, ge=1, help="cores that both sides use")
+    cores: int = setting(2, ge=1, help="cores that both sides use, of those that the machine has")
 
 
 def main() -> None:
+    from raybal.bench.machine import cores_of
     from raybal.bench.prepare import bench_prepare
     from raybal.bench.rounds import bench_rounds
     from raybal.bench.score import bench_score
@@ -39,7 +39,7 @@ def main() -> None:
         "rounds, two workers": lambda: bench_rounds(2),
         "prepare": lambda: bench_prepare(config.clips or "", config.seconds, config.cores),
     }
-    with cluster(ResourceSettings()):
+    with cores_of(config.cores):
         for name, measure in measurements.items():
             wanted = config.what in ("all", name.split(",")[0])
             if not wanted or (name == "prepare" and config.clips is None):

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from raybal.bench.machine import processes
 from raybal.data.convert import Chunk, Preprocessing, convert
 from raybal.data.manifest import Manifest, Source, read_manifest
 from raybal.data.plan import PrepareConfig, make_chunks
@@ -28,7 +29,7 @@ def bench_prepare(clips: str, seconds: float, cores: int) -> dict[str, float]:
     Args:
         clips: folder of media files, or a manifest of uris.
         seconds: least duration of the timed part.
-        cores: processes of the bare loop; Ray has as many CPUs.
+        cores: processes of the bare loop, as many as the cluster has CPUs.
 
     Returns:
         Clips a second of both, and their ratio.
@@ -36,7 +37,7 @@ def bench_prepare(clips: str, seconds: float, cores: int) -> dict[str, float]:
     manifest = read_manifest(clips)
     with tempfile.TemporaryDirectory() as folder:
         few = _repeated(manifest, 4 * cores * 16, Path(folder) / "few.parquet")
-        with ProcessPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with processes(cores, torch.set_num_threads, (1,)) as pool:
             _bare(pool, few, f"{folder}/bare-warm")
             rate = _bare(pool, few, f"{folder}/bare-probe")
             many = _repeated(manifest, int(rate * seconds * 1.1) + 1, Path(folder) / "many.parquet")

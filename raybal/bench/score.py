@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
 
 from raybal.analysis.contribution import contributions, shapley_values
 from raybal.balancing.mlb import MLBSettings
+from raybal.bench.machine import processes
 from raybal.bench.toy import make_pool
 from raybal.data.pool import Pool
 from raybal.models.classifier import ModelSettings
@@ -39,14 +40,7 @@ def bench_score(items: int, seconds: float, cores: int) -> dict[str, float]:
         model = {f"model.{k}": v for k, v in spec.build()[0].state_dict().items()}
         save_predictor(store, MODEL, spec, model)
         positions = np.arange(len(pool))
-        parts = np.array_split(positions, cores)
-        with ProcessPoolExecutor(cores, initializer=_load, initargs=(store.root, pool.store.root, query)) as processes:
-            list(processes.map(_read, parts))
-            rounds, started = 0, time.perf_counter()
-            while time.perf_counter() - started < seconds:
-                list(processes.map(_forward, parts))
-                rounds += 1
-            bare = rounds * items / (time.perf_counter() - started)
+        bare = _bare(store.root, pool.store.root, query, np.array_split(positions, cores), seconds)
         shards = {s: positions[pool.shard_of == i] for i, s in enumerate(pool.shards)}
         scorers = Scorers(pool.store.root, store.root, query, len(shards), ResourceSettings(scoring_actors=cores))
         scorers.score("warm", shards, MODEL)
@@ -59,31 +53,42 @@ def bench_score(items: int, seconds: float, cores: int) -> dict[str, float]:
     return {"bare items/s": bare, "raybal items/s": ours, "ratio": ours / bare}
 
 
+def _bare(store: str, pool: str, query: BMMALSettings, parts: list[np.ndarray], seconds: float) -> float:
+    """Returns items a second of processes that score one part each, all before any goes on."""
+    with contextlib.ExitStack() as stack:
+        # A pool each: one pool of them all might give a part to a process that holds another.
+        each = [stack.enter_context(processes(1, _load, (store, pool, query, part))) for part in parts]
+        for future in [process.submit(_forward) for process in each]:
+            future.result()
+        rounds, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            futures = [process.submit(_forward) for process in each]
+            assert [future.result() for future in futures] == [len(part) for part in parts]
+            rounds += 1
+        return rounds * sum(map(len, parts)) / (time.perf_counter() - started)
+
+
 _STATE: dict = {}
 
 
-def _load(store: str, pool: str, query: BMMALSettings) -> None:
+def _load(store: str, pool: str, query: BMMALSettings, positions: np.ndarray) -> None:
     torch.set_num_threads(1)
+    inputs, present = Pool(pool).read(positions)
+    _STATE["items"] = {m: torch.from_numpy(a) for m, a in inputs.items()}, torch.from_numpy(present)
     _STATE["predictor"] = load_predictor(Store(store), MODEL)[0]
-    _STATE["pool"] = Pool(pool)
     _STATE["strategy"] = STRATEGIES.get(query.strategy)(query)
     _STATE["batch"] = query.batch_size
 
 
-def _read(positions: np.ndarray) -> None:
-    inputs, present = _STATE["pool"].read(positions)
-    _STATE["items"] = {m: torch.from_numpy(a) for m, a in inputs.items()}, torch.from_numpy(present)
-
-
 @torch.no_grad()
-def _forward(positions: np.ndarray) -> int:
+def _forward() -> int:
     inputs, present = _STATE["items"]
     predictor = _STATE["predictor"]
     for rows in torch.arange(len(present)).split(_STATE["batch"]):
         there = present[rows]
-        output = predictor.encode({m: x[rows] for m, x in inputs.items()}, there)
-        phi, probabilities = shapley_values(lambda mask, o=output: predictor.logits(o.fusion_inputs, mask), there)  # type: ignore[misc]
+        encoded = predictor.encode({m: x[rows] for m, x in inputs.items()}, there)
+        phi, probabilities = shapley_values(lambda mask, e=encoded: predictor.logits(e.fusion_inputs, mask), there)  # type: ignore[misc]
         predicted = probabilities.argmax(1)
-        scored = Scored(output, probabilities, predicted, contributions(phi, predicted))
+        scored = Scored(encoded, probabilities, predicted, contributions(phi, predicted))
         _STATE["strategy"].columns(predictor, scored)
     return len(present)
