@@ -78,9 +78,9 @@ def probe(source: bytes) -> MediaInfo:
 
 
 def is_sound_file(source: bytes, kind: str) -> bool:
-    """Tells whether libsndfile reads this file; an Ogg file may also hold video, which libav reads."""
+    """Tells whether libsndfile reads this file; an Ogg file may also hold FLAC or video, which libav reads."""
     # The first packet of an Ogg file names its codec; it begins behind the 28 bytes of the first page's header.
-    sounds = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC")
+    sounds = (b"\x01vorbis", b"OpusHead")
     return kind in ("wav", "flac", "aiff") or (kind == "ogg" and source[28:40].startswith(sounds))
 
 

@@ -57,6 +57,10 @@ _MAGIC: dict[str, bytes | tuple[bytes, ...]] = {
     "matroska": b"\x1a\x45\xdf\xa3",
     "mpeg": b"\x00\x00\x01\xba",
     "flv": b"FLV\x01",
+    "asf": b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
+    "w64": b"riff\x2e\x91\xcf\x11",
+    "caf": b"caff",
+    "au": b".snd",
 }
 
 
@@ -139,6 +143,34 @@ def _check_wav(source: bytes) -> None:
             return
         at += 8 + size + size % 2
     raise MediaError("cut short: the WAV file has no data")
+
+
+def _check_w64(source: bytes) -> None:
+    if int.from_bytes(source[16:24], "little") > len(source):
+        raise _cut(source, int.from_bytes(source[16:24], "little"))
+
+
+def _check_au(source: bytes) -> None:
+    size = int.from_bytes(source[8:12], "big")
+    if size < _STREAMED_RIFF and int.from_bytes(source[4:8], "big") + size > len(source):
+        raise _cut(source, int.from_bytes(source[4:8], "big") + size)
+
+
+def _check_caf(source: bytes) -> None:
+    at = 8
+    while at + 12 <= len(source):
+        # A stream writes -1 as the size of its last chunk.
+        at += 12 + max(0, int.from_bytes(source[at + 4 : at + 12], "big", signed=True))
+    if at > len(source):
+        raise _cut(source, at)
+
+
+def _check_asf(source: bytes) -> None:
+    # The object of file properties: its identity and size, the file's identity, the file's size, ..., flags.
+    at = source.find(b"\xa1\xdc\xab\x8c\x47\xa9\xcf\x11", 0, 1 << 16)
+    declared, live = int.from_bytes(source[at + 40 : at + 48], "little"), source[at + 88 : at + 89] in (b"\1", b"\3")
+    if at >= 0 and not live and declared > len(source):
+        raise _cut(source, declared)
 
 
 def _byte_order(source: bytes) -> Literal["big", "little"]:
@@ -256,6 +288,10 @@ _CHECKS: dict[str, Callable[[bytes], None]] = {
     "avi": _check_riff,
     "aiff": _check_riff,
     "wav": _check_wav,
+    "w64": _check_w64,
+    "au": _check_au,
+    "caf": _check_caf,
+    "asf": _check_asf,
     "ogg": _check_ogg,
     "mp3": _check_mp3,
     "mp4": _check_mp4,

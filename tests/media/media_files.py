@@ -134,6 +134,11 @@ CLIPS = {
     "vob": {"container": "vob", "video_codec": "mpeg2video", "audio_codec": "mp2"},
     "flv": {"container": "flv", "video_codec": "flv1", "audio_codec": "aac"},
     "mp3": {"container": "mp3", "frames": None, "audio_codec": "libmp3lame"},
+    "wmv": {"container": "asf", "video_codec": "wmv2", "audio_codec": "libmp3lame"},
+    "w64": {"container": "w64", "frames": None, "audio_codec": "pcm_s16le"},
+    "caf": {"container": "caf", "frames": None, "audio_codec": "pcm_s16be"},
+    "au": {"container": "au", "frames": None, "audio_codec": "pcm_s16be"},
+    "ogg flac": {"container": "ogg", "frames": None, "audio_codec": "flac"},
 }
 SOUNDS = {
     "wav": ("WAV", None),
