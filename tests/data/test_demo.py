@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from raybal.data import demo
-from raybal.data.demo import SAMPLES, VOICES, WORDS, demo_folder, draw_frames, make_demo, mix_sound, recipe, write_clip
-from raybal.errors import DataError
+from raybal.data.demo import demo_folder, make_demo
+from raybal.data.demo_clips import SAMPLES, VOICES, WORDS, draw_frames, mix_sound, recipe, write_clip
+from raybal.errors import DataError, StoreError
 from raybal.media.audio import AudioSettings
 from raybal.media.clip import decode_clip
 from raybal.media.container import probe
@@ -189,3 +191,19 @@ def test_the_folder_is_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert demo_folder(seed=2) == tmp_path / ".cache" / "raybal" / "demo-v1-seed2"
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "cache").touch()
+    with pytest.raises(StoreError, match=rf"cannot write {tmp_path}/cache/raybal/demo"):
+        make_demo(tmp_path / "cache/raybal/demo", limit=1, workers=1, progress=False)
+
+
+def test_a_disk_that_is_full_is_said_and_nothing_is_left(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(demo, "_make_clips", full)
+    with pytest.raises(StoreError, match=rf"cannot write {tmp_path}/pool: the disk is full"):
+        make_demo(tmp_path / "pool", limit=1, workers=1, progress=False)
+    assert list(tmp_path.iterdir()) == []
