@@ -4,11 +4,12 @@ from raybal.config import parse
 from raybal.data.plan import PrepareConfig
 from raybal.data.prepare import prepare
 from raybal.job import run_job
-from raybal.resources import ResourceSettings, cluster
+from raybal.resources import ResourceSettings, check_place, cluster
 
 
 def main() -> None:
     config = parse(PrepareConfig)
+    check_place("output", config.output)
     with cluster(ResourceSettings()):
         prepare(config)
     print(f"pool: {config.output}")

@@ -2,95 +2,39 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import urllib.parse
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raybal.columns import tensor_column, tensor_field
-from raybal.data.manifest import Source
+from raybal.data.cells import read_cells
+from raybal.data.chunk import Chunk, Converted, Preprocessing
+from raybal.data.files import fingerprint_of, fingerprints, read_media, without_secrets
 from raybal.data.schema import Modality
+from raybal.data.sources import Source
 from raybal.errors import StoreError
-from raybal.media.audio import AudioSettings
 from raybal.media.clip import decode_audio, decode_clip, decode_video
-from raybal.media.damage import MediaError
-from raybal.media.image import ImageSettings, decode_image
-from raybal.media.video import VideoSettings
-from raybal.settings import Settings, setting
-from raybal.store import Store
+from raybal.media.container import IMAGE_KINDS, probe
+from raybal.media.damage import MediaError, sniff
+from raybal.media.image import decode_image
 
-
-@dataclass(frozen=True)
-class SequenceSettings(Settings):
-    """How precomputed sequences are brought to one length."""
-
-    steps: int | None = setting(
-        None,
-        ge=1,
-        help="steps of a prepared sequence: longer ones are cut, shorter ones filled with zeros; none: the "
-        "median of the first items looked at",
-    )
-
-
-@dataclass(frozen=True)
-class Preprocessing(Settings):
-    """All parameters that shape the tensors."""
-
-    video: VideoSettings = setting(factory=VideoSettings, help="frames")
-    audio: AudioSettings = setting(factory=AudioSettings, help="log-mel spectrograms")
-    image: ImageSettings = setting(factory=ImageSettings, help="still images")
-    sequence: SequenceSettings = setting(factory=SequenceSettings, help="precomputed sequences")
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The items of one shard to be made.
-
-    Attributes:
-        name: of the shard, a hash of everything that its content depends on but the files' own content.
-        ids: in order.
-        uris: {column: uri or None of each item}.
-        file: Parquet file that holds the media columns, if any, and its size and time.
-        rows: rows of the items in that file.
-        train: whether each item is in the training split, whose statistics models standardise with.
-    """
-
-    name: str
-    ids: tuple[str, ...]
-    uris: Mapping[str, tuple[str | None, ...]]
-    file: str | None
-    file_fingerprint: str
-    rows: tuple[int, ...]
-    train: tuple[bool, ...]
+# What decoding a clip gives besides an image.
+_TRACKS = ("video", "audio")
 
 
 @dataclass
-class Converted:
-    """What became of a chunk.
+class _Item:
+    """One item: its arrays, None where missing; its files' fingerprints; its tracks that are no modality."""
 
-    Attributes:
-        ids: of the items prepared, in the order of the shard's rows.
-        present: bool [n, M].
-        contents: a hash of each item's tensors, in the order of ids.
-        fingerprints: size and time of each item's files.
-        bad: (id, uri, modality, reason, fingerprint) of the items that could not be.
-        sums: {m: ([count], sums, sums of squares)} over the training items, per channel or dimension, float64.
-    """
-
-    ids: list[str] = field(default_factory=list)
-    present: list[list[bool]] = field(default_factory=list)
-    contents: list[str] = field(default_factory=list)
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    bad: list[tuple[str, ...]] = field(default_factory=list)
-    sums: dict[str, tuple[list[float], ...]] = field(default_factory=dict)
+    values: dict[str, NDArray | None] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
 
 class ItemError(Exception):
@@ -98,33 +42,59 @@ class ItemError(Exception):
 
 
 def convert(
-    chunk: Chunk, sources: tuple[Source, ...], modalities: tuple[Modality, ...], settings: Preprocessing
+    chunk: Chunk,
+    sources: tuple[Source, ...],
+    modalities: tuple[Modality, ...],
+    settings: Preprocessing,
+    *,
+    starting: Callable[[str], None] | None = None,
+    deadly: Collection[str] = (),
 ) -> tuple[pa.Table, Converted]:
     """Prepares the items of a chunk; a damaged item is set aside with its reason and stops nothing.
 
+    Args:
+        chunk: the items.
+        sources: the columns that media come from.
+        modalities: of the pool.
+        settings: what shapes the tensors.
+        starting: called with each item's id before its media are touched.
+        deadly: ids of items that are set aside untouched, since processes died over them.
+
     Returns:
         (the shard's table, what became of the items)
+
+    Raises:
+        DataError: the Parquet file that holds the items cannot be read.
     """
-    cells = _cells(chunk, sources)
     arrays: dict[str, list[NDArray | None]] = {m.name: [] for m in modalities}
     result = Converted()
     by_name = {m.name: m for m in modalities}
-    for row, item in enumerate(chunk.ids):
-        uris = [chunk.uris[s.column][row] or "" for s in sources if s.kind == "uri"]
-        uri = uris[0] if uris else f"{chunk.file}#{chunk.rows[row]}"
+    # A plain clip gives what no column of its own gives.
+    of_clips = {m.name: m for m in modalities if m.name not in {s.modality for s in sources}}
+    inside = [s.column for s in sources if s.kind != "uri"]
+    for row, (name, cells) in enumerate(zip(chunk.ids, _cells(chunk, inside), strict=True)):
+        if starting is not None:
+            starting(name)
+        uris = [uri for column in chunk.uris.values() if (uri := column[row])]
+        values = {s: cells[s.column] if s.kind != "uri" else chunk.uris[s.column][row] for s in sources}
         try:
-            values, prints = _item({s: cells[s.column][row] for s in sources}, by_name, settings)
+            if name in deadly:
+                raise ItemError("all", "", "cannot be decoded: processes that tried it died")
+            item = _item(values, by_name, of_clips, settings)
         except ItemError as error:
             modality, where, reason = error.args
-            now = " ".join(fingerprints([u for u in uris if u])) if uris else chunk.file_fingerprint
-            result.bad.append((item, where or uri, modality, reason, now))
+            where = without_secrets(where or (uris[0] if uris else f"{chunk.file}#{chunk.rows[row]}"))
+            now = fingerprint_of(fingerprints(uris), chunk.file_fingerprint)
+            result.bad.append((name, where, modality, reason, now))
             continue
         for m in modalities:
-            arrays[m.name].append(values.get(m.name))
-        result.ids.append(item)
-        result.present.append([values.get(m.name) is not None for m in modalities])
-        result.contents.append(_content(values))
-        result.fingerprints[item] = prints
+            arrays[m.name].append(item.values.get(m.name))
+        result.ids.append(name)
+        result.present.append([item.values.get(m.name) is not None for m in modalities])
+        result.contents.append(_content(item.values))
+        result.fingerprints[name] = fingerprint_of(item.files, chunk.file_fingerprint, cells)
+        for track in item.unused:
+            result.unused[track] = result.unused.get(track, 0) + 1
     train = dict(zip(chunk.ids, chunk.train, strict=True))
     counts = np.array([train[i] for i in result.ids], bool)
     fields, columns = [pa.field("id", pa.string())], [pa.array(result.ids, pa.string())]
@@ -148,64 +118,78 @@ def _content(values: Mapping[str, NDArray | None]) -> str:
     return state.hexdigest()
 
 
-def _cells(chunk: Chunk, sources: tuple[Source, ...]) -> dict[str, list[Any]]:
-    """Returns the cells of every source column; uris stay uris."""
-    cells: dict[str, list[Any]] = {s.column: list(chunk.uris[s.column]) for s in sources if s.kind == "uri"}
-    inside = [s.column for s in sources if s.kind != "uri"]
-    if not inside:
-        return cells
+def _cells(chunk: Chunk, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Yields each item's cells of the columns that hold media."""
+    if not columns:
+        return itertools.repeat({}, len(chunk.ids))
     assert chunk.file is not None
-    store = Store(chunk.file)
-    file = pq.ParquetFile(store.path(), filesystem=store.filesystem, memory_map=store.is_local)
-    starts = np.concatenate([[0], np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])])
-    groups = np.unique(np.searchsorted(starts, chunk.rows, side="right") - 1)
-    table = file.read_row_groups(groups.tolist(), columns=inside)
-    offset = np.concatenate([np.arange(starts[g], starts[g + 1]) for g in groups])
-    table = table.take(pa.array(np.searchsorted(offset, chunk.rows)))
-    return cells | {column: table[column].to_pylist() for column in inside}
+    return read_cells(chunk.file, columns, chunk.rows)
 
 
 def _item(
-    cells: Mapping[Source, Any], modalities: Mapping[str, Modality], settings: Preprocessing
-) -> tuple[dict[str, NDArray | None], str]:
-    """Returns ({modality: array or None if it is missing}, fingerprint of the files)."""
-    values: dict[str, NDArray | None] = {}
-    fingerprints: list[str] = []
+    cells: Mapping[Source, Any],
+    modalities: Mapping[str, Modality],
+    of_clips: Mapping[str, Modality],
+    settings: Preprocessing,
+) -> _Item:
+    """Decodes one item.
+
+    Raises:
+        ItemError: it cannot be prepared.
+    """
+    item = _Item()
     for source, cell in cells.items():
+        if cell is None:
+            continue
         name = source.modality or "clip"
-        where = cell if source.kind == "uri" and cell else ""
+        where = cell if source.kind == "uri" else ""
         try:
-            if cell is None:
-                continue
             if source.kind == "uri":
                 cell, found = read_media(cell)
-                fingerprints.append(found)
+                item.files.append(found)
             if source.kind in ("features", "sequence"):
-                values[name] = _numbers(cell, modalities[name], settings)
+                item.values[name] = _numbers(cell, modalities[name], settings)
             elif source.modality is None:
-                values |= _clip(cell, modalities, settings)
+                item.values |= _clip(cell, of_clips, settings)
+                item.unused += _unused(cell, modalities)
             else:
-                values[name] = _decode(cell, modalities[name], settings)
+                item.values[name] = _decode(cell, modalities[name], settings)
         except (MediaError, StoreError) as error:
             raise ItemError(name, where, str(error)) from error
-    if not any(v is not None for v in values.values()):
+        # One file must not stop all others, whatever a decoder makes of it.
+        except Exception as error:
+            raise ItemError(name, where, f"cannot be decoded: {type(error).__name__}: {error}") from error
+    if not any(v is not None for v in item.values.values()):
         raise ItemError("all", "", "nothing of it is there")
-    return values, " ".join(fingerprints)
+    return item
 
 
 def _clip(source: bytes, modalities: Mapping[str, Modality], settings: Preprocessing) -> dict[str, NDArray | None]:
-    if "image" in modalities:
+    tracks = set(_TRACKS) & set(modalities)
+    if "image" in modalities and (not tracks or sniff(source) in IMAGE_KINDS):
         return {"image": decode_image(source, settings.image)}
     return decode_clip(
         source,
-        video=settings.video if "video" in modalities else None,
-        audio=settings.audio if "audio" in modalities else None,
+        video=settings.video if "video" in tracks else None,
+        audio=settings.audio if "audio" in tracks else None,
     )
+
+
+def _unused(source: bytes, modalities: Mapping[str, Modality]) -> list[str]:
+    """Returns the tracks of a clip that are no modality of the pool."""
+    if set(_TRACKS) <= set(modalities):
+        return []
+    info = probe(source)
+    there = {"video": info.has_video, "audio": info.has_audio}
+    return [track for track in _TRACKS if there[track] and track not in modalities]
 
 
 def _decode(source: bytes, modality: Modality, settings: Preprocessing) -> NDArray | None:
     if modality.kind == "video":
-        return decode_video(source, settings.video)
+        frames = decode_video(source, settings.video)
+        if frames is None:
+            raise MediaError("wrong type: it has sound and no pictures")
+        return frames
     if modality.kind == "audio":
         return decode_audio(source, settings.audio)
     return decode_image(source, settings.image)
@@ -227,59 +211,6 @@ def _numbers(cell: Any, modality: Modality, settings: Preprocessing) -> NDArray:
     if not np.isfinite(array).all():
         raise MediaError("a number is not finite")
     return array
-
-
-def read_media(uri: str) -> tuple[bytes, str]:
-    """Returns (content, fingerprint) of a file.
-
-    Raises:
-        MediaError: it cannot be read.
-    """
-    filesystem, path = filesystem_of(uri)
-    try:
-        info = filesystem.get_file_info(path)
-        if info.type != pafs.FileType.File:
-            raise MediaError("there is no such file")
-        with filesystem.open_input_stream(path) as stream:
-            return stream.read(), _fingerprint(info)
-    except OSError as error:
-        raise MediaError(f"cannot be read: {error}") from error
-
-
-def fingerprints(uris: Sequence[str]) -> list[str]:
-    """Returns size and modification time of files, to see whether they changed; empty for one that is not there.
-
-    Files of one file system are looked up together: a bucket answers thousands at a time.
-    """
-    found: dict[str, str] = {}
-    by_filesystem: dict[int, tuple[pafs.FileSystem, dict[str, str]]] = {}
-    for uri in uris:
-        filesystem, path = filesystem_of(uri)
-        by_filesystem.setdefault(id(filesystem), (filesystem, {}))[1][path] = uri
-    for filesystem, paths in by_filesystem.values():
-        for info in filesystem.get_file_info(list(paths)):
-            found[paths[info.path]] = _fingerprint(info)
-    return [found[uri] for uri in uris]
-
-
-def _fingerprint(info: pafs.FileInfo) -> str:
-    return f"{info.size}:{info.mtime_ns}" if info.type == pafs.FileType.File else ""
-
-
-def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Returns (filesystem, path) of a local path or URI; a bucket is connected to once."""
-    if "://" not in uri:
-        return _filesystem("/"), uri
-    head, mark, options = uri.partition("?")
-    scheme, _, rest = head.partition("://")
-    bucket = rest.split("/", 1)[0]
-    path = urllib.parse.unquote(rest)
-    return _filesystem(f"{scheme}://{bucket}{mark}{options}"), path if scheme != "file" else f"/{path.lstrip('/')}"
-
-
-@functools.lru_cache(maxsize=64)
-def _filesystem(root: str) -> pafs.FileSystem:
-    return Store(root).filesystem
 
 
 def _sums(values: NDArray, modality: Modality) -> tuple[list[float], ...]:

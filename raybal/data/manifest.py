@@ -16,10 +16,9 @@ Everything else is left alone.
 
 from __future__ import annotations
 
-import os
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,32 +26,16 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from raybal.data.cells import parquet_errors
+from raybal.data.files import fingerprint
+from raybal.data.folder import media_names
+from raybal.data.sources import PLAIN, Source, find_sources, source_kind
 from raybal.errors import DataError, did_you_mean, shorten
-from raybal.store import Store, join
+from raybal.store import Store, join, storage_errors
 from raybal.tables import read_csv
 
 SPLITS = ("train", "val", "test")
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_CLIPS = "mp4 m4v mov mkv webm avi mpg mpeg flv wav flac ogg mp3 m4a aac"
-_IMAGES = "png jpg jpeg bmp webp"
-_MEDIA_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_CLIPS} {_IMAGES}".split())
-
-SourceKind = Literal["uri", "bytes", "features", "sequence"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """One column that media come from.
-
-    Attributes:
-        column: its name.
-        kind: what a cell holds.
-        modality: the modality that it feeds; None where a clip's tracks decide.
-    """
-
-    column: str
-    kind: SourceKind
-    modality: str | None
 
 
 @dataclass
@@ -83,6 +66,7 @@ def read_manifest(place: str) -> Manifest:
 
     Raises:
         DataError: there is nothing to read, a column is missing or wrong, or ids repeat.
+        StoreError: the storage refuses.
     """
     folder, name = _open(place)
     if name is not None:
@@ -91,7 +75,7 @@ def read_manifest(place: str) -> Manifest:
     for candidate in ("manifest.csv", "manifest.parquet"):
         if candidate in names:
             return _read_files(folder, [candidate])
-    tables = [n for n in names if n.endswith(".parquet")]
+    tables = [n for n in names if n.lower().endswith(".parquet")]
     if tables:
         return _read_files(folder, tables)
     return _bare_folder(folder)
@@ -100,14 +84,18 @@ def read_manifest(place: str) -> Manifest:
 def _open(place: str) -> tuple[Store, str | None]:
     """Returns (folder, name of the file in it or None if the place is a folder)."""
     store = Store(place)
-    kind = store.filesystem.get_file_info(store.path()).type
+    with storage_errors("look for", place):
+        kind = store.filesystem.get_file_info(store.path()).type
     if kind == pafs.FileType.NotFound:
         raise DataError(f"there is no file or folder {place}")
     if kind == pafs.FileType.Directory:
         return store, None
+    if "://" not in store.root:
+        folder, _, name = store.root.rpartition("/")
+        return Store(folder or "/"), name
     head, mark, options = store.root.partition("?")
     folder, _, name = head.rpartition("/")
-    return Store(f"{folder or '/'}{mark}{options}"), name
+    return Store(f"{folder}{mark}{options}"), urllib.parse.unquote(name)
 
 
 def _read_files(folder: Store, names: Sequence[str]) -> Manifest:
@@ -124,8 +112,8 @@ def _read_files(folder: Store, names: Sequence[str]) -> Manifest:
         if any(s.kind != "uri" for s in found):
             files.append(path)
             rows.append(count)
-        info = folder.filesystem.get_file_info(folder.path(name))
-        fingerprints[path] = f"{info.size}:{info.mtime_ns}"
+        with storage_errors("look for", folder.path(name)):
+            fingerprints[path] = fingerprint(folder.filesystem.get_file_info(folder.path(name)))
     assert sources is not None
     table = _checked(pa.concat_tables(tables), folder.path(names[0]))
     return Manifest(table, sources, tuple(files), tuple(rows), fingerprints)
@@ -134,36 +122,27 @@ def _read_files(folder: Store, names: Sequence[str]) -> Manifest:
 def _read_one(folder: Store, name: str) -> tuple[pa.Table, tuple[Source, ...], int]:
     """Returns (the table without media cells, its sources, its number of rows)."""
     path = folder.path(name)
-    if name.endswith(".csv"):
+    if name.lower().endswith(".csv"):
         try:
             table = read_csv(folder.read_bytes(name))
         except pa.ArrowInvalid as error:
             raise DataError(f"{path} cannot be read as CSV: {error}") from error
         schema = table.schema
-    elif name.endswith(".parquet"):
-        try:
+    elif name.lower().endswith(".parquet"):
+        with parquet_errors(path):
             file = pq.ParquetFile(path, filesystem=folder.filesystem)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{path} cannot be read as Parquet: {error}") from error
-        schema = file.schema_arrow
-        light = [f.name for f in schema if f.name in ("id", "label", "group", "split") or _source(f) == "uri"]
-        table = file.read(columns=light)
+            schema = file.schema_arrow
+            if repeated := [name for name in set(schema.names) if schema.names.count(name) > 1]:
+                raise DataError(f"{path}: column {repeated[0]!r} is there more than once")
+            light = [f.name for f in schema if f.name in PLAIN or source_kind(f) == "uri"]
+            table = file.read(columns=light)
     else:
         raise DataError(f"{path} is not a manifest; give a .csv or .parquet file, or a folder")
     if "id" not in schema.names:
         raise DataError(
             f"{path} has no column 'id'{did_you_mean('id', schema.names)}; it has {', '.join(schema.names)}"
         )
-    sources = tuple(
-        Source(f.name, kind, None if f.name in ("uri", "media") else f.name.removesuffix("_uri"))
-        for f in schema
-        if (kind := _source(f)) is not None
-    )
-    if not sources:
-        raise DataError(
-            f"{path} has no column that media could come from (it has {', '.join(schema.names)}); "
-            "give uri, <modality>_uri, bytes, or lists of numbers"
-        )
+    sources = find_sources(schema, path)
     table = _plain(table, path)
     uris = [s.column for s in sources if s.kind == "uri"]
     for column in uris:
@@ -172,44 +151,27 @@ def _read_one(folder: Store, name: str) -> tuple[pa.Table, tuple[Source, ...], i
     return table.select(["id", "label", "group", "split", *uris]), sources, len(table)
 
 
-def _source(field: pa.Field) -> SourceKind | None:
-    kind = field.type
-    if field.name in ("id", "label", "group", "split"):
-        return None
-    if field.name == "uri" or field.name.endswith("_uri"):
-        return "uri"
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return "bytes"
-    if _is_list(kind):
-        inner = kind.value_type
-        if pa.types.is_floating(inner) or pa.types.is_integer(inner):
-            return "features"
-        if _is_list(inner) and (pa.types.is_floating(inner.value_type) or pa.types.is_integer(inner.value_type)):
-            return "sequence"
-    return None
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
 def _plain(table: pa.Table, path: str) -> pa.Table:
-    """Brings id, label, group and split to text; absent ones are null."""
-    for column in ("id", "label", "group", "split"):
+    """Brings id, label, group and split to text without spaces around it; absent ones are null."""
+    for column in PLAIN:
         if column not in table.column_names:
             table = table.append_column(column, pa.nulls(len(table), pa.string()))
             continue
         values = table[column]
-        if pa.types.is_nested(values.type) or pa.types.is_binary(values.type):
-            raise DataError(f"{path}: column {column!r} must be text or numbers, and is {values.type}")
-        texts = values.cast(pa.string())
+        kind = values.type
+        try:
+            if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                raise pa.ArrowTypeError
+            texts = pc.utf8_trim_whitespace(values.cast(pa.string()))
+        except pa.ArrowException as error:
+            raise DataError(f"{path}: column {column!r} must be text or numbers, and is {kind}") from error
         if column != "id":
             texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
         table = table.set_column(table.schema.get_field_index(column), column, texts)
     return table
 
 
-def _absolute(uris: list[str | None], folder: Store) -> list[str | None]:
+def _absolute(uris: Sequence[str | None], folder: Store) -> list[str | None]:
     def one(uri: str | None) -> str | None:
         if not uri:
             return None
@@ -244,19 +206,8 @@ def _checked(table: pa.Table, path: str) -> pa.Table:
 
 
 def _bare_folder(folder: Store) -> Manifest:
-    selector = pafs.FileSelector(folder.path(), recursive=True)
-    names = sorted(
-        os.path.relpath(info.path, folder.path())
-        for info in folder.filesystem.get_file_info(selector)
-        if info.type == pafs.FileType.File
-        and os.path.splitext(info.path)[1].lower() in _MEDIA_SUFFIXES
-        and not info.base_name.startswith(".")
-    )
-    if not names:
-        raise DataError(
-            f"folder {folder.root} has no manifest.csv, no manifest.parquet, no Parquet files and no media files"
-        )
+    names = media_names(folder)
     nothing = pa.nulls(len(names), pa.string())
-    uris = pa.array(_absolute(list(names), folder), pa.string())
+    uris = pa.array(_absolute(names, folder), pa.string())
     table = pa.table({"id": names, "label": nothing, "group": nothing, "split": nothing, "uri": uris})
     return Manifest(table, (Source("uri", "uri", None),), (), (), {})

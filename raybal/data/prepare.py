@@ -1,46 +1,54 @@
 """Preparing a pool: every item is decoded once, over the whole cluster, into shards of tensors.
 
 Ray Data streams one row a shard to be made through decoding. A shard is written whole, then its record; a
-preparation that was interrupted goes on with the shards that have no record. `pool.yaml` is written last.
+preparation that was interrupted goes on with the shards that have no record. `pool.yaml` is written last. One driver
+at a time holds the pool's lease; an input that the pool has already is looked at without it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray.data
 from tqdm import tqdm
 
-from raybal.data.convert import Chunk, Converted, Preprocessing, convert
+from raybal.data.chunk import Chunk, Converted, Preprocessing
 from raybal.data.demo import make_demo
-from raybal.data.manifest import Source, read_manifest
-from raybal.data.plan import (
-    PrepareConfig,
-    assign_splits,
-    check_same,
-    class_list,
-    is_current,
-    make_chunks,
-    new_rows,
-)
+from raybal.data.known import Known, look_up
+from raybal.data.manifest import Manifest, read_manifest
+from raybal.data.plan import PrepareConfig, assign_splits, class_list, is_current, make_chunks
 from raybal.data.probe import find_modalities
-from raybal.data.publish import Prepared, publish, relabel, with_statistics, write_quarantine
-from raybal.data.schema import Modality, PoolInfo
-from raybal.errors import DataError, shorten
+from raybal.data.publish import Prepared, is_up_to_date, publish, with_statistics
+from raybal.data.quarantine import DamageLimit, Row
+from raybal.data.schema import STAGING, Modality, PoolInfo
+from raybal.data.shard import forget_attempts, make_shard, read_record, read_records
+from raybal.data.sources import Source
+from raybal.errors import ConfigError, DataError, RaybalError, StoreError
+from raybal.lease import Lease
 from raybal.media.audio import AudioSettings
 from raybal.media.video import VideoSettings
 from raybal.settings import from_plain
 from raybal.store import Store
 
-STAGING = "staging"
 DEMO = "demo"
+FOLDERS = ("shards", "tables", STAGING)
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What an input asks of a pool: the pool's description or None, what it has already, the class list."""
+
+    old: PoolInfo | None
+    known: Known
+    classes: tuple[str, ...] | None
 
 
 def prepare(config: PrepareConfig) -> PoolInfo:
@@ -51,39 +59,21 @@ def prepare(config: PrepareConfig) -> PoolInfo:
 
     Raises:
         DataError: the input cannot be used, too much of it is damaged, or it does not fit the pool that is there.
+        StoreError: the pool cannot be written, or another preparation is at work on it.
     """
-    started = time.monotonic()
     manifest, store = read_manifest(config.input), Store(config.output)
-    old = PoolInfo.read(store) if store.exists("pool.yaml") else None
-    todo = new_rows(manifest, store, old)
-    classes = class_list(config, manifest, old)
-    if old is None:
-        modalities, settings = find_modalities(manifest, config.preprocessing)
-    else:
-        check_same(config, manifest, store, old)
-        if not len(todo):
-            return relabel(config, manifest, store, old, classes)
-        modalities, settings = old.modalities, from_plain(Preprocessing, old.preprocessing)
-    splits = assign_splits(config, manifest, store, old)
-    chunks = make_chunks(manifest, todo, splits, modalities, settings)
-    log.info("preparing %d items in %d shards: %s", len(todo), len(chunks), _describe(modalities))
-    results = _run(config, chunks, manifest.sources, modalities, settings, store)
-    bad = [b for r in results for b in r.bad]
-    write_quarantine(store, bad, {i for c in chunks for i in c.ids})
-    _check_damage(config, len(bad), len(todo), bad)
-    if old is None:
-        modalities = with_statistics(modalities, results)
-    new = Prepared(chunks, results, dict(zip(manifest.table["id"].to_pylist(), splits, strict=True)))
-    info = publish(config, manifest, store, old, modalities, settings, classes, new)
-    store.clear(STAGING)
-    log.info(
-        "prepared %s: %d items, %d in quarantine, %.1f s",
-        config.output,
-        info.counts["items"],
-        info.counts["quarantined"],
-        time.monotonic() - started,
-    )
-    return info
+    _check_apart(config, store)
+    work = _compare(config, manifest, store)
+    if not _is_done(config, manifest, store, work):
+        with Lease(store) as lease:
+            store.sweep(FOLDERS)
+            if _read_info(store) != work.old:
+                # Another preparation ended between the two looks.
+                work = _compare(config, manifest, store)
+            if work.old is None or not _is_done(config, manifest, store, work):
+                return _prepare(config, manifest, store, work, lease)
+    assert work.old is not None
+    return work.old
 
 
 def demo_pool() -> str:
@@ -97,33 +87,91 @@ def demo_pool() -> str:
     return output
 
 
+def _check_apart(config: PrepareConfig, store: Store) -> None:
+    source = Store(config.input)
+    places = [os.path.realpath(s.path()) if s.is_local else s.root.rstrip("/") for s in (source, store)]
+    if places[0] == places[1]:
+        raise ConfigError(f"output: {config.output!r} is not accepted, it is the input; give a folder of its own")
+
+
+def _read_info(store: Store) -> PoolInfo | None:
+    return PoolInfo.read(store) if store.exists("pool.yaml") else None
+
+
+def _compare(config: PrepareConfig, manifest: Manifest, store: Store) -> _Work:
+    old = _read_info(store)
+    known = look_up(config, manifest, store, old)
+    return _Work(old, known, class_list(config, manifest, old))
+
+
+def _is_done(config: PrepareConfig, manifest: Manifest, store: Store, work: _Work) -> bool:
+    if work.old is None or not is_up_to_date(manifest, store, work.old, work.known, work.classes):
+        return False
+    log.info("%s is up to date: %d items, nothing to do", config.output, work.old.counts["items"])
+    return True
+
+
+def _prepare(config: PrepareConfig, manifest: Manifest, store: Store, work: _Work, lease: Lease) -> PoolInfo:
+    """Does what there is to do, with the lease in hand."""
+    started = time.monotonic()
+    old, known = work.old, work.known
+    if old is None:
+        modalities, settings = find_modalities(manifest, config.preprocessing)
+    else:
+        modalities, settings = old.modalities, from_plain(Preprocessing, old.preprocessing)
+    new = Prepared()
+    if len(known.todo):
+        new = _run(config, manifest, store, known, modalities, settings)
+        if old is None:
+            modalities = with_statistics(modalities, new.results)
+    lease.check()
+    info = publish(config, manifest, store, old, known, modalities, settings, work.classes, new)
+    store.clear(STAGING)
+    if not new.chunks:
+        log.info("%s: labels, groups and classes brought up to date", config.output)
+        return info
+    log.info(
+        "prepared %s: %d items, %d of them now, %d labelled, %d in quarantine, %.1f s",
+        config.output,
+        info.counts["items"],
+        sum(len(r.ids) for r in new.results),
+        info.counts["labelled"],
+        info.counts["quarantined"],
+        time.monotonic() - started,
+    )
+    return info
+
+
 def _run(
     config: PrepareConfig,
-    chunks: Sequence[Chunk],
-    sources: tuple[Source, ...],
+    manifest: Manifest,
+    store: Store,
+    known: Known,
     modalities: tuple[Modality, ...],
     settings: Preprocessing,
-    store: Store,
-) -> list[Converted]:
-    """Makes all shards; returns what became of each chunk, in order."""
-    names = set(store.names(STAGING))
-    results = {c.name: _read_record(store, c.name) for c in chunks if f"{c.name}.json" in names}
-    results = {c.name: results[c.name] for c in chunks if c.name in results and is_current(c, results[c.name])}
+) -> Prepared:
+    """Makes all shards."""
+    splits = assign_splits(config, manifest, known.taken)
+    chunks = make_chunks(manifest, known.todo, splits, modalities, settings)
+    log.info("preparing %d items in %d shards: %s", len(known.todo), len(chunks), _describe(modalities))
+    limit = DamageLimit(config.max_damage, len(manifest.table), known.quarantined, known.items + len(known.todo))
+    forget_attempts(store)
+    results = {c.name: r for c, r in read_records(store, chunks) if is_current(c, r)}
     left = [c for c in chunks if c.name not in results]
-    if len(left) < len(chunks):
-        log.info("preparation continues: %d of %d shards are done", len(chunks) - len(left), len(chunks))
-    total, bad = sum(len(c.ids) for c in chunks), sum(len(r.bad) for r in results.values())
-    with tqdm(total=total, unit="items", desc="prepare", mininterval=1.0) as bar:
-        bar.update(sum(len(c.ids) for c in chunks if c.name in results))
-        for name, count in _stream(left, sources, modalities, settings, store):
-            results[name] = _read_record(store, name)
-            bad += len(results[name].bad)
-            bar.update(count)
-            if bad > config.max_damage * total:
-                found = [b for r in results.values() for b in r.bad]
-                write_quarantine(store, found, {i for c in chunks for i in c.ids if c.name in results})
-                _check_damage(config, bad, total, found)
-    return [results[c.name] for c in chunks]
+    if results:
+        log.info("preparation continues: %d of %d shards are done", len(results), len(chunks))
+    limit.check(_bad(results.values()), store)
+    with tqdm(total=len(known.todo), unit="items", desc="prepare", mininterval=1.0) as bar:
+        bar.update(len(known.todo) - sum(len(c.ids) for c in left))
+        for chunk in _stream(left, manifest.sources, modalities, settings, store):
+            results[chunk.name] = read_record(store, chunk.name)
+            bar.update(len(chunk.ids))
+            limit.check(_bad(results.values()), store)
+    made = [results[c.name] for c in chunks]
+    if known.items == 0 and not any(r.ids for r in made):
+        limit.refuse(_bad(made), store)
+    _warn_of_unused(made)
+    return Prepared(chunks, made, dict(zip(manifest.table["id"].to_pylist(), splits, strict=True)))
 
 
 def _stream(
@@ -132,39 +180,46 @@ def _stream(
     modalities: tuple[Modality, ...],
     settings: Preprocessing,
     store: Store,
-) -> Iterator[tuple[str, int]]:
-    """Yields (shard, number of items) as shards are finished."""
+) -> Iterator[Chunk]:
+    """Yields shards as they are finished."""
     if not chunks:
         return
     # This has its own progress bar, in items.
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    by_name = {c.name: c for c in chunks}
     plan = {c.name: ray.put(c) for c in chunks}
 
     def make(row: dict[str, Any]) -> dict[str, Any]:
-        chunk: Chunk = ray.get(plan[row["shard"]])
-        table, result = convert(chunk, sources, modalities, settings)
-        store.write_table(f"shards/{chunk.name}.parquet", table, compression="none")
-        store.write_bytes(f"{STAGING}/{chunk.name}.json", json.dumps(dataclasses.asdict(result)).encode())
-        return {"shard": chunk.name, "items": len(chunk.ids)}
+        try:
+            make_shard(ray.get(plan[row["shard"]]), sources, modalities, settings, store)
+        # Ray Data would wrap it into a traceback of its own, without its cause.
+        except RaybalError as error:
+            return {"shard": row["shard"], "error": str(error), "is_storage": isinstance(error, StoreError)}
+        return {"shard": row["shard"], "error": "", "is_storage": False}
 
     rows = ray.data.from_items([{"shard": c.name} for c in chunks], override_num_blocks=len(chunks))
     for row in rows.map(make, num_cpus=1).iter_rows():
-        yield row["shard"], row["items"]
+        if row["error"]:
+            raise StoreError(row["error"]) if row["is_storage"] else DataError(row["error"])
+        yield by_name[row["shard"]]
 
 
-def _read_record(store: Store, name: str) -> Converted:
-    return from_plain(Converted, json.loads(store.read_bytes(f"{STAGING}/{name}.json")))
+def _bad(results: Iterable[Converted]) -> list[Row]:
+    return [row for r in results for row in r.bad]
 
 
-def _check_damage(config: PrepareConfig, bad: int, total: int, found: Sequence[tuple[str, ...]]) -> None:
-    share = bad / max(total, 1)
-    if share > config.max_damage:
-        examples = shorten([f"{item} ({reason})" for item, _, _, reason, _ in found], 3)
-        raise DataError(
-            f"{bad} of {total} items ({100 * share:.1f} %) are damaged, more than the {100 * config.max_damage:g} % "
-            f"accepted: {examples}. All are listed in {config.output}/quarantine.parquet; mend them or accept more "
-            "with --max-damage, and run the same command again: what is done is kept"
+def _warn_of_unused(results: Sequence[Converted]) -> None:
+    counts = Counter[str]()
+    for result in results:
+        counts.update(result.unused)
+    for track, count in counts.items():
+        log.warning(
+            "%d clips have %s, which is no modality of the pool; to have it, prepare into another folder with the "
+            "clips in a column %s_uri too",
+            count,
+            {"audio": "sound", "video": "pictures"}[track],
+            track,
         )
 
 

@@ -1,132 +1,197 @@
-"""Looking at a few items to find out which modalities there are and to fill in parameters that were left open."""
+"""Looking at some items to find out which modalities there are and to fill in parameters that were left open."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from raybal import hashing
-from raybal.data.convert import Preprocessing, read_media
-from raybal.data.manifest import Manifest, Source
+from raybal.data.cells import read_values
+from raybal.data.chunk import Preprocessing
+from raybal.data.files import read_media
+from raybal.data.manifest import Manifest
 from raybal.data.schema import Modality
-from raybal.errors import DataError, RaybalError, StoreError
+from raybal.data.sources import Source
+from raybal.errors import ConfigError, DataError, StoreError
 from raybal.media.container import MediaInfo, probe
 from raybal.media.damage import MediaError
-from raybal.store import Store
 
-SAMPLE = 64
+SAMPLE = 256
+# Files that are read at a time: most of the time of a small file in a bucket is spent waiting.
+_THREADS = 16
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Look:
+    """What some cells of one column hold.
+
+    Attributes:
+        media: of files.
+        numbers: of precomputed ones.
+        count: cells looked at.
+        failure: what the last one said that could not be read.
+    """
+
+    media: list[MediaInfo] = field(default_factory=list)
+    numbers: list[NDArray] = field(default_factory=list)
+    count: int = 0
+    failure: Exception | None = None
 
 
 def find_modalities(manifest: Manifest, settings: Preprocessing) -> tuple[tuple[Modality, ...], Preprocessing]:
     """Returns the modalities of the input, and the parameters with nothing left open.
 
-    Up to 64 items are looked at, chosen by a hash of their ids. An audio length or a number of sequence steps that
-    is not set becomes the median of what they have.
+    Up to 256 cells of each column are looked at that hold something: files by a hash of their ids, other cells from
+    the beginning of all Parquet files alike. An audio length or a number of sequence steps that is not set becomes
+    the median of what they have.
 
     Raises:
-        DataError: none of the items looked at can be read.
+        DataError: none of the cells of a column can be read, or they do not fit together.
+        ConfigError: parameters that do not fit what was found.
     """
-    cells = _sample(manifest)
-    media: dict[str, list[MediaInfo]] = {}
-    numbers: dict[str, list[np.ndarray]] = {}
-    failure: Exception | None = None
-    for source, values in cells.items():
-        for value in values:
-            try:
-                if source.kind in ("features", "sequence"):
-                    numbers.setdefault(source.column, []).append(np.asarray(value, np.float32))
-                else:
-                    content = read_media(value)[0] if source.kind == "uri" else value
-                    media.setdefault(source.column, []).append(probe(content))
-            except (MediaError, StoreError, ValueError) as error:
-                failure = error
-    if not media and not numbers:
-        raise DataError(f"none of {SAMPLE} items looked at could be read; the last one said: {failure}")
-    settings = _filled(settings, media, numbers)
+    looks = {source: _look(source, _sample(manifest, source)) for source in manifest.sources}
+    for source, look in looks.items():
+        if not look.count:
+            raise DataError(f"column {source.column!r} is empty in all rows; leave it out")
+        if not look.media and not look.numbers:
+            raise DataError(
+                f"column {source.column!r}: none of {look.count} cells looked at could be read; the last one said: "
+                f"{look.failure}"
+            )
+    settings = _filled(settings, list(looks.values()))
     modalities: list[Modality] = []
-    for source in manifest.sources:
-        if source.column in numbers:
-            modalities.append(_of_numbers(source, numbers[source.column], settings))
-        elif source.column in media:
-            modalities += _of_media(source, media[source.column], settings)
+    for source, look in looks.items():
+        if look.numbers:
+            modalities.append(_of_numbers(source, look.numbers, settings))
+        elif source.modality is None:
+            of_clips = _of_clips(source, look.media, settings)
+            new = [m for m in of_clips if m.name not in {s.modality for s in manifest.sources}]
+            if not new:
+                raise DataError(
+                    f"the clips give nothing that no column of its own gives: {source.column!r}; leave it out"
+                )
+            modalities += new
         else:
-            raise DataError(f"column {source.column!r}: no item looked at could be read; the last one said: {failure}")
-    names = [m.name for m in modalities]
-    if len(set(names)) < len(names):
-        raise DataError(f"two columns give the same modality: {', '.join(names)}; rename one of them")
+            modalities.append(_of_files(source, source.modality, look.media, settings))
     return tuple(modalities), settings
 
 
-def _sample(manifest: Manifest) -> dict[Source, list[Any]]:
-    """Returns the non-null cells of a few rows, by source."""
-    ids = manifest.table["id"].to_pylist()
-    rows = hashing.order(ids, 0)[:SAMPLE]
-    cells: dict[Source, list[Any]] = {}
-    for source in manifest.sources:
-        if source.kind == "uri":
-            cells[source] = manifest.table[source.column].take(pa.array(rows)).to_pylist()
-        else:
-            # The first rows of the first file: reading random ones would read all of it.
-            store = Store(manifest.files[0])
-            file = pq.ParquetFile(store.path(), filesystem=store.filesystem)
-            batch = next(file.iter_batches(batch_size=SAMPLE, columns=[source.column]))
-            cells[source] = batch.column(0).to_pylist()
-        cells[source] = [c for c in cells[source] if c is not None]
-    return cells
+def _sample(manifest: Manifest, source: Source) -> Iterator[Any]:
+    """Yields some cells of a column that hold something."""
+    if source.kind == "uri":
+        uris = manifest.table[source.column].to_pylist()
+        order = hashing.order(manifest.table["id"].to_pylist(), 0).tolist()
+        return itertools.islice((uris[row] for row in order if uris[row]), SAMPLE)
+    return itertools.islice(_in_turns([read_values(file, source.column) for file in manifest.files]), SAMPLE)
 
 
-def _filled(
-    settings: Preprocessing, media: Mapping[str, list[MediaInfo]], numbers: Mapping[str, list[np.ndarray]]
-) -> Preprocessing:
-    lengths = [i.duration for infos in media.values() for i in infos if i.has_audio and i.duration]
+def _in_turns(files: Sequence[Iterator[Any]]) -> Iterator[Any]:
+    """Yields the values of several files, a few of each at a time."""
+    left, each = list(files), -(-SAMPLE // len(files))
+    while left:
+        for values in list(left):
+            some = list(itertools.islice(values, each))
+            yield from some
+            if len(some) < each:
+                left.remove(values)
+
+
+def _look(source: Source, cells: Iterator[Any]) -> _Look:
+    """Looks at cells; of one that cannot be read only the reason is kept."""
+
+    def one(cell: Any) -> MediaInfo | NDArray | Exception:
+        try:
+            if source.kind in ("features", "sequence"):
+                return np.asarray(cell, np.float32)
+            return probe(read_media(cell)[0] if source.kind == "uri" else cell)
+        except (MediaError, StoreError, ValueError, TypeError) as error:
+            return error
+
+    look = _Look()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        # In a Parquet file there is nothing to wait for, and cells taken ahead only fill the memory.
+        found = pool.map(one, cells) if source.kind == "uri" else map(one, cells)
+        for value in found:
+            look.count += 1
+            if isinstance(value, MediaInfo):
+                look.media.append(value)
+            elif isinstance(value, np.ndarray):
+                look.numbers.append(value)
+            else:
+                look.failure = value
+    return look
+
+
+def _filled(settings: Preprocessing, looks: Sequence[_Look]) -> Preprocessing:
+    lengths = [i.duration for look in looks for i in look.media if i.has_audio and i.duration]
     if settings.audio.seconds is None and lengths:
         seconds = round(max(float(np.median(lengths)), 0.05), 2)
         log.info("preprocessing.audio.seconds is %g, the median of %d items", seconds, len(lengths))
-        settings = dataclasses.replace(settings, audio=dataclasses.replace(settings.audio, seconds=seconds))
-    steps = [len(a) for arrays in numbers.values() for a in arrays if a.ndim == 2]
+        try:
+            audio = dataclasses.replace(settings.audio, seconds=seconds)
+        except ConfigError as error:
+            raise ConfigError(
+                f"preprocessing.audio.{error} (it is the median of {len(lengths)} items; give another, or a shorter "
+                "window)"
+            ) from error
+        settings = dataclasses.replace(settings, audio=audio)
+    steps = [len(a) for look in looks for a in look.numbers if a.ndim == 2]
     if settings.sequence.steps is None and steps:
         sequence = dataclasses.replace(settings.sequence, steps=int(np.median(steps)))
         settings = dataclasses.replace(settings, sequence=sequence)
     return settings
 
 
-def _of_numbers(source: Source, arrays: list[np.ndarray], settings: Preprocessing) -> Modality:
-    sizes = [a.shape[-1] for a in arrays if a.ndim]
+def _of_numbers(source: Source, arrays: Sequence[NDArray], settings: Preprocessing) -> Modality:
+    dimensions = 1 if source.kind == "features" else 2
+    sizes = [a.shape[-1] for a in arrays if a.ndim == dimensions and a.size]
+    if not sizes:
+        raise DataError(f"column {source.column!r}: the lists of all {len(arrays)} cells looked at are empty")
     size = max(set(sizes), key=sizes.count)
-    name = source.column
     if source.kind == "features":
-        return Modality(name, "features", (size,), "float32")
-    return Modality(name, "sequence", (settings.sequence.steps or 1, size), "float32")
+        return Modality(source.column, "features", (size,), "float32")
+    return Modality(source.column, "sequence", (settings.sequence.steps or 1, size), "float32")
 
 
-def _of_media(source: Source, infos: list[MediaInfo], settings: Preprocessing) -> list[Modality]:
-    """Returns the modalities of a column of files: its own name's, or one a track."""
-    kinds = {
-        "video": any(i.has_video for i in infos),
-        "audio": any(i.has_audio for i in infos),
-        "image": any(i.is_image for i in infos),
-    }
-    shapes = {
-        "video": (settings.video.shape, "uint8"),
-        "audio": (settings.audio.shape, "float16"),
-        "image": (settings.image.shape, "uint8"),
-    }
-    found = [kind for kind, there in kinds.items() if there]
-    if source.modality is not None:
-        # A file of its own: its name says which track is meant where it has several.
-        if not found:
-            raise RaybalError(f"column {source.column!r} holds no media")
-        kind = source.modality if source.modality in found else found[0]
-        shape, dtype = shapes[kind]
-        return [Modality(source.modality, kind, shape(), dtype)]
+def _of_files(source: Source, name: str, infos: Sequence[MediaInfo], settings: Preprocessing) -> Modality:
+    """Returns the modality of a column of files of its own: its name says which track is meant where there are
+    several; else it is what most files have."""
+    counts = Counter(kind for info in infos for kind in _kinds(info))
+    if name in ("video", "audio", "image"):
+        if not counts[name]:
+            raise DataError(
+                f"column {source.column!r}: none of {len(infos)} files looked at has {name}, they have "
+                f"{' and '.join(counts)}; rename the column, or give other files"
+            )
+        return _of_kind(name, name, settings)
+    return _of_kind(name, max(counts, key=lambda kind: counts[kind]), settings)
+
+
+def _of_clips(source: Source, infos: Sequence[MediaInfo], settings: Preprocessing) -> list[Modality]:
+    """Returns the modalities of a column of clips, one a track: what a few of them have, they have."""
+    found = [kind for kind in ("video", "audio", "image") if any(kind in _kinds(info) for info in infos)]
     if "image" in found and len(found) > 1:
         raise DataError(f"column {source.column!r} mixes images and clips; give them columns of their own")
-    return [Modality(kind, kind, shapes[kind][0](), shapes[kind][1]) for kind in found]
+    return [_of_kind(kind, kind, settings) for kind in found]
+
+
+def _kinds(info: MediaInfo) -> list[str]:
+    there = {"video": info.has_video, "audio": info.has_audio, "image": info.is_image}
+    return [kind for kind, is_there in there.items() if is_there]
+
+
+def _of_kind(name: str, kind: str, settings: Preprocessing) -> Modality:
+    if kind == "audio":
+        return Modality(name, kind, settings.audio.shape(), "float16")
+    return Modality(name, kind, settings.video.shape() if kind == "video" else settings.image.shape(), "uint8")

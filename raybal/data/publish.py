@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raybal import hashing
-from raybal.data.convert import Chunk, Converted, Preprocessing
+from raybal.data.chunk import Chunk, Converted, Preprocessing
+from raybal.data.known import Known
 from raybal.data.manifest import SPLITS, Manifest
 from raybal.data.plan import PrepareConfig, splitting
+from raybal.data.quarantine import NAME, read_quarantine, write_quarantine
 from raybal.data.schema import Modality, PoolInfo
-from raybal.errors import DataError
 from raybal.store import Store
-
-log = logging.getLogger(__name__)
-
-
-def write_quarantine(store: Store, bad: Sequence[tuple[str, ...]], tried: Collection[str]) -> None:
-    """Writes the items of this run that could not be prepared beside those of earlier runs that were not tried."""
-    rows = []
-    if store.exists("quarantine.parquet"):
-        rows = [tuple(r.values()) for r in store.read_table("quarantine.parquet").to_pylist() if r["id"] not in tried]
-    names = ("id", "uri", "modality", "reason", "fingerprint")
-    columns = list(zip(*rows, *bad, strict=True)) or [()] * len(names)
-    table = pa.table({n: pa.array(list(c), pa.string()) for n, c in zip(names, columns, strict=True)})
-    store.write_table("quarantine.parquet", table)
 
 
 def with_statistics(modalities: tuple[Modality, ...], results: Sequence[Converted]) -> tuple[Modality, ...]:
@@ -58,12 +45,12 @@ class Prepared:
     Attributes:
         chunks: its shards.
         results: what became of each.
-        split_of: the split of each item of the manifest, by id.
+        split_of: the split of each of their items, by id.
     """
 
-    chunks: Sequence[Chunk]
-    results: Sequence[Converted]
-    split_of: Mapping[str, str]
+    chunks: Sequence[Chunk] = ()
+    results: Sequence[Converted] = ()
+    split_of: Mapping[str, str] = field(default_factory=dict)
 
 
 def publish(
@@ -71,18 +58,19 @@ def publish(
     manifest: Manifest,
     store: Store,
     old: PoolInfo | None,
+    known: Known,
     modalities: tuple[Modality, ...],
     settings: Preprocessing,
     classes: tuple[str, ...] | None,
     new: Prepared,
 ) -> PoolInfo:
-    """Writes a new generation of the pool's tables and, last, the pool.yaml that points to them."""
-    index = _index(new, modalities)
-    if old is not None:
-        index = pa.concat_tables([store.read_table(old.index), index])
-    if not len(index):
-        raise DataError(f"{config.input}: no item could be prepared; see {config.output}/quarantine.parquet")
-    prints = {i: f for r in new.results for i, f in r.fingerprints.items()}
+    """Writes a new generation of the pool's tables and, last, the pool.yaml that points to them.
+
+    New items come in; of those that the pool has, labels and groups become what the input says.
+    """
+    parts = [] if old is None else [store.read_table(old.index)]
+    index = pa.concat_tables([*parts, *_index(new, modalities)])
+    prints = {**known.fingerprints, **{i: f for r in new.results for i, f in r.fingerprints.items()}}
     preprocessing = dataclasses.asdict(settings)
     info = PoolInfo(
         modalities=modalities,
@@ -93,30 +81,23 @@ def publish(
         splitting=splitting(config) if old is None else old.splitting,
         generation=1 if old is None else old.generation + 1,
     )
-    sidecars = _sidecars(manifest, pa.array(list(prints), pa.string()), prints, store, old)
-    write_tables(store, info, index, sidecars)
+    if new.chunks:
+        tried = {i for c in new.chunks for i in c.ids}
+        kept = [] if old is None else [row for item, row in read_quarantine(store).items() if item not in tried]
+        write_quarantine(store, [*kept, *(row for r in new.results for row in r.bad)])
+    write_tables(store, info, index, _sidecars(manifest, prints, store, old))
     _sweep(store, info.generation, set(pc.unique(index["shard"]).to_pylist()))
     return PoolInfo.read(store)
 
 
-def relabel(
-    config: PrepareConfig, manifest: Manifest, store: Store, old: PoolInfo, classes: tuple[str, ...] | None
-) -> PoolInfo:
-    """Takes over what the manifest says about items that are prepared already: labels, groups and class names."""
-    index = store.read_table(old.index)
-    sources = store.read_table(old.sidecar("sources"))
-    prints = dict(zip(sources["id"].to_pylist(), sources["fingerprint"].to_pylist(), strict=True))
-    known = manifest.table["id"].filter(pc.is_in(manifest.table["id"], index["id"]))
-    sidecars = _sidecars(manifest, known, prints, store, old)
-    same = all(_rows(sidecars[t]) == _rows(store.read_table(old.sidecar(t))) for t in ("labels", "groups"))
-    if same and classes == old.classes:
-        log.info("%s is up to date: %d items, nothing to do", config.output, old.counts["items"])
-        return old
-    info = dataclasses.replace(old, classes=classes, generation=old.generation + 1)
-    write_tables(store, info, index, sidecars)
-    info = PoolInfo.read(store)
-    log.info("%s: labels and groups brought up to date, %d items labelled", config.output, info.counts["labelled"])
-    return info
+def is_up_to_date(
+    manifest: Manifest, store: Store, old: PoolInfo, known: Known, classes: tuple[str, ...] | None
+) -> bool:
+    """Returns whether the pool has everything that the input says: its items, their labels and groups, the classes."""
+    if len(known.todo) or classes != old.classes:
+        return False
+    now = _sidecars(manifest, known.fingerprints, store, old)
+    return all(_rows(now[t]) == _rows(store.read_table(old.sidecar(t))) for t in ("labels", "groups"))
 
 
 def _rows(table: pa.Table) -> set[tuple[str, ...]]:
@@ -132,13 +113,13 @@ def write_tables(store: Store, info: PoolInfo, index: pa.Table, sidecars: Mappin
         "items": len(index),
         **{part: index["split"].to_pylist().count(part) for part in SPLITS},
         "labelled": len(sidecars["labels"]),
-        "quarantined": len(store.read_table("quarantine.parquet")) if store.exists("quarantine.parquet") else 0,
+        "quarantined": len(store.read_table(NAME)) if store.exists(NAME) else 0,
         "missing": {name: len(index) - (pc.sum(index[f"present_{name}"]).as_py() or 0) for name in info.names},
     }
     dataclasses.replace(info, counts=counts).write(store)
 
 
-def _index(new: Prepared, modalities: tuple[Modality, ...]) -> pa.Table:
+def _index(new: Prepared, modalities: tuple[Modality, ...]) -> list[pa.Table]:
     parts = []
     for chunk, result in zip(new.chunks, new.results, strict=True):
         present = np.array(result.present, bool).reshape(len(result.ids), len(modalities))
@@ -150,7 +131,7 @@ def _index(new: Prepared, modalities: tuple[Modality, ...]) -> pa.Table:
             "content": pa.array(result.contents, pa.string()),
         }
         parts.append(pa.table(columns | {f"present_{m.name}": present[:, k] for k, m in enumerate(modalities)}))
-    return pa.concat_tables(parts)
+    return parts
 
 
 def _content_hash(index: pa.Table, modalities: tuple[Modality, ...]) -> str:
@@ -160,10 +141,11 @@ def _content_hash(index: pa.Table, modalities: tuple[Modality, ...]) -> str:
 
 
 def _sidecars(
-    manifest: Manifest, ids: pa.Array, fingerprints: Mapping[str, str], store: Store, old: PoolInfo | None
+    manifest: Manifest, fingerprints: Mapping[str, str], store: Store, old: PoolInfo | None
 ) -> dict[str, pa.Table]:
-    """Returns the sidecar tables: what the manifest says of some items, and what the pool knew of all others. An
-    empty cell takes nothing away."""
+    """Returns the sidecar tables: what the manifest says of the items with a fingerprint, and what the pool knew of
+    all others. An empty cell takes nothing away."""
+    ids = pa.array(list(fingerprints), pa.string())
     table = manifest.table.filter(pc.is_in(manifest.table["id"], ids))
     uris = [s.column for s in manifest.sources if s.kind == "uri"]
     names = table["id"].to_pylist()

@@ -6,12 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from raybal.errors import DataError, StoreError
+from raybal.errors import ConfigError, DataError, StoreError
 from raybal.settings import from_plain
 from raybal.store import Store
 
 FORMAT = 1
-KINDS = ("audio", "video", "image", "sequence", "features")
+# What a preparation that goes on keeps: records of the shards that are made, and what it found damaged.
+STAGING = "staging"
 
 
 def tables(generation: int) -> str:
@@ -108,13 +109,12 @@ class PoolInfo:
                 f"{store.root} is not a prepared pool (it has no pool.yaml); make one with "
                 f"`python jobs/prepare.py --input YOUR_MANIFEST_OR_PARQUET --output {store.root}`"
             )
-        content = store.read_yaml("pool.yaml")
+        path, content = store.path("pool.yaml"), store.read_yaml("pool.yaml")
         if not isinstance(content, dict) or "format" not in content:
-            raise StoreError(f"{store.path('pool.yaml')} is not a pool description")
+            raise StoreError(f"{path} is not a pool description")
         if content.pop("format") != FORMAT:
-            raise DataError(
-                f"{store.path('pool.yaml')} was written by another version of raybal; prepare the pool again"
-            )
-        modalities = tuple(from_plain(Modality, m) for m in content.pop("modalities"))
-        classes = content.pop("classes")
-        return cls(modalities=modalities, classes=None if classes is None else tuple(classes), **content)
+            raise DataError(f"{path} was written by another version of raybal; prepare the pool into another folder")
+        try:
+            return from_plain(cls, content)
+        except ConfigError as error:
+            raise StoreError(f"{path} is damaged: {error}; prepare the pool into another folder") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import numpy as np
@@ -10,8 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raybal.data import manifest as manifest_room
+from raybal.data.folder import CLIPS, IMAGES, SOUNDS
 from raybal.data.manifest import Source, read_manifest
-from raybal.errors import DataError
+from raybal.errors import DataError, StoreError
+from raybal.store import Store
 
 COLUMNS = ["id", "label", "group", "split"]
 
@@ -198,7 +202,7 @@ def test_columns_by_their_type(parquet):
             image=pa.array([b"1", b"2"], pa.large_binary()),
             floats=pa.array([[1.0, 2.0], None], pa.list_(pa.float32())),
             whole=[[1, 2], [3, 4]],
-            half=pa.array([np.ones(2, np.float16)] * 2, number),
+            halves=pa.array([np.ones(2, np.float16)] * 2, number),
             fixed=pa.array([[1.0, 2.0]] * 2, pa.list_(pa.float64(), 2)),
             sequence=[[[1.0], [2.0]], [[3.0]]],
             fixed_steps=pa.array([[[1.0, 2.0]]] * 2, pa.large_list(pa.list_(pa.float32(), 2))),
@@ -215,7 +219,7 @@ def test_columns_by_their_type(parquet):
         Source("image", "bytes", "image"),
         Source("floats", "features", "floats"),
         Source("whole", "features", "whole"),
-        Source("half", "features", "half"),
+        Source("halves", "features", "halves"),
         Source("fixed", "features", "fixed"),
         Source("sequence", "sequence", "sequence"),
         Source("fixed_steps", "sequence", "fixed_steps"),
@@ -303,3 +307,161 @@ def test_a_column_that_is_there_twice(csv, head):
 def test_lists_of_lists_of_text_are_left_alone(parquet):
     manifest = read_manifest(parquet(id=["a"], uri=["x"], tags=[[["a", "b"]]]))
     assert manifest.sources == (Source("uri", "uri", None),)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_spaces_around_ids_labels_and_groups_are_no_part_of_them(csv, parquet, kind):
+    if kind == "csv":
+        place = csv("id,label,group,uri\na ,cat , g\xa0,a b .wav\n  b,cat,g,x\n c\t,  ,,y\n")
+    else:
+        place = parquet(
+            id=["a ", "  b", " c\t"], label=["cat ", "cat", "  "], group=[" g\xa0", "g", ""], uri=list("xyz")
+        )
+    assert rows(read_manifest(place), "id", "label", "group") == [
+        ("a", "cat", "g"),
+        ("b", "cat", "g"),
+        ("c", None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"), [(["a", "a "], "1 ids occur more than once: a"), (["a", "  "], "row 2 is empty")]
+)
+def test_ids_are_compared_without_spaces(parquet, ids, says):
+    with pytest.raises(DataError, match=says):
+        read_manifest(parquet(id=ids, uri=["x", "y"]))
+
+
+def test_uris_keep_their_spaces(csv, tmp_path):
+    assert rows(read_manifest(csv("id,uri\na,b .wav \n")), "uri") == [(f"{tmp_path}/b .wav ",)]
+
+
+@pytest.mark.parametrize("column", ["label", "group", "split", "id"])
+def test_columns_of_other_types_are_refused(parquet, column):
+    content = {"id": ["a"], "uri": ["x"]}
+    for value in ([b"a"], [{"k": 1}], [["a"]], pa.array([b"a"], pa.large_binary())):
+        with pytest.raises(DataError, match=rf"m\.parquet: column '{column}' must be text or numbers, and is "):
+            read_manifest(parquet(**content | {column: value}))
+
+
+def test_uris_that_are_no_text(parquet):
+    with pytest.raises(DataError, match=r"m\.parquet: column 'uri' must be text, and is binary"):
+        read_manifest(parquet(id=["a"], uri=[b"x"]))
+
+
+def test_damaged_pages_are_said(tmp_path):
+    table = pa.table({"id": [f"item number {i}" for i in range(5000)], "uri": [f"{i}.wav" for i in range(5000)]})
+    pq.write_table(table, tmp_path / "m.parquet", compression="gzip")
+    content = bytearray((tmp_path / "m.parquet").read_bytes())
+    content[200:4000] = bytes(3800)
+    (tmp_path / "m.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"m\.parquet cannot be read as Parquet: "):
+        read_manifest(str(tmp_path / "m.parquet"))
+
+
+def test_a_column_that_is_there_twice_in_parquet(tmp_path):
+    pq.write_table(pa.table([["a"], ["b"], ["x"]], names=["id", "id", "uri"]), tmp_path / "m.parquet")
+    with pytest.raises(DataError, match=r"m\.parquet: column 'id' is there more than once"):
+        read_manifest(str(tmp_path / "m.parquet"))
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_names_that_are_not_utf_8(tmp_path, as_folder):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.wav").touch()
+    with open(bytes(folder) + b"/\xff.wav", "wb"):
+        pass
+    if not as_folder:
+        (folder / "manifest.csv").write_text("id,uri\na,a.wav\n")
+    with pytest.raises(StoreError, match=rf"cannot list {folder}: a file name in it is not UTF-8"):
+        read_manifest(str(folder))
+
+
+def test_a_bucket_that_does_not_answer(monkeypatch, tmp_path):
+    class Unreachable:
+        def get_file_info(self, path):
+            raise OSError("connection refused")
+
+    class Bucket(Store):
+        def __init__(self, root):
+            super().__init__(tmp_path)
+            self.filesystem = Unreachable()
+
+    monkeypatch.setattr(manifest_room, "Store", Bucket)
+    with pytest.raises(StoreError, match="cannot look for s3://bucket/in: connection refused"):
+        read_manifest("s3://bucket/in")
+
+
+@pytest.mark.parametrize("name", ["a?b.csv", "a#b%20.csv", "M.CSV"])
+def test_a_manifest_of_any_name(csv, name, tmp_path):
+    assert rows(read_manifest(csv("id,uri\na,x.wav\n", name=name)), "uri") == [(f"{tmp_path}/x.wav",)]
+
+
+def test_a_manifest_of_a_name_that_a_uri_encodes(csv, tmp_path):
+    csv("id,uri\na,x.wav\n", name="a b.csv")
+    assert rows(read_manifest(f"{tmp_path.as_uri()}/a%20b.csv"), "id") == [("a",)]
+
+
+def test_files_that_are_no_media_are_counted(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="raybal")
+    for name in ("a.wav", "b.TXT", "deep/c.txt", "d.xml", "e", ".hidden", "deep/f.MTS"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert rows(read_manifest(str(tmp_path)), "id") == [("a.wav",), ("deep/f.MTS",)]
+    assert f"{tmp_path}: 4 files are no media and left out: 2 .txt, 1 .xml, 1 no suffix" in caplog.text
+
+
+WRITTEN = {
+    "mts": ("mpegts", {}),
+    "m2ts": ("mpegts", {"options": {"mpegts_m2ts_mode": "1"}}),
+    "ts": ("mpegts", {}),
+    "3gp": ("3gp", {}),
+    "mov": ("mov", {}),
+    "wmv": ("asf", {"video_codec": "wmv2", "audio_codec": "libmp3lame"}),
+    "asf": ("asf", {"video_codec": "wmv2", "audio_codec": "libmp3lame"}),
+    "nut": ("nut", {}),
+    "wma": ("asf", {"frames": None, "audio_codec": "libmp3lame"}),
+    "opus": ("ogg", {"frames": None, "audio_codec": "libopus", "rate": 48000}),
+    "oga": ("ogg", {"frames": None, "audio_codec": "flac"}),
+    "m4a": ("ipod", {"frames": None}),
+    "aac": ("adts", {"frames": None}),
+    "ac3": ("ac3", {"frames": None, "audio_codec": "ac3", "rate": 48000}),
+    "eac3": ("eac3", {"frames": None, "audio_codec": "eac3", "rate": 48000}),
+    "aiff": ("aiff", {"frames": None, "audio_codec": "pcm_s16be"}),
+    "caf": ("caf", {"frames": None, "audio_codec": "pcm_s16be"}),
+    "au": ("au", {"frames": None, "audio_codec": "pcm_s16be"}),
+    "w64": ("w64", {"frames": None, "audio_codec": "pcm_s16le"}),
+    "wv": ("wv", {"frames": None, "audio_codec": "wavpack"}),
+}
+
+
+@pytest.mark.parametrize("suffix", WRITTEN)
+def test_what_a_bare_folder_takes_can_be_decoded(suffix):
+    from media_files import noise_and_tone, textured_frames, write_clip
+
+    from raybal.media.audio import AudioSettings
+    from raybal.media.clip import decode_clip
+    from raybal.media.video import VideoSettings
+
+    container, options = WRITTEN[suffix]
+    assert suffix in f"{CLIPS} {SOUNDS}".split()
+    frames = textured_frames(5) if "frames" not in options else None
+    sound = noise_and_tone(0.4, options.get("rate", 16000))
+    source = write_clip(container, **{"frames": frames, "sound": sound, **options})
+    clip = decode_clip(source, video=VideoSettings(frames=2), audio=AudioSettings(seconds=0.4))
+    assert clip["audio"] is not None
+    assert (clip["video"] is not None) == (frames is not None)
+
+
+@pytest.mark.parametrize("suffix", IMAGES.split())
+def test_pictures_that_a_bare_folder_takes_can_be_decoded(suffix):
+    from media_files import textured_frames, write_image
+    from PIL import Image
+
+    from raybal.media.container import probe
+    from raybal.media.image import ImageSettings, decode_image
+
+    source = write_image(Image.registered_extensions()[f".{suffix}"], textured_frames(1)[0])
+    assert probe(source).is_image
+    assert decode_image(source, ImageSettings()).shape == (3, 96, 96)

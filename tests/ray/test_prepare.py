@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 from media_files import noise_and_tone, textured_frames, write_clip, write_image, write_sound
 
-from raybal.data.convert import Preprocessing
+from raybal.data import prepare as driver
+from raybal.data.chunk import Preprocessing
 from raybal.data.plan import PrepareConfig
 from raybal.data.pool import Pool, Sidecar
 from raybal.data.prepare import prepare
+from raybal.data.quarantine import read_quarantine
 from raybal.data.schema import PoolInfo
-from raybal.errors import DataError
+from raybal.data.shard import make_shard
+from raybal.errors import DataError, StoreError
 from raybal.media.audio import AudioSettings
 from raybal.media.clip import decode_clip
 from raybal.media.video import VideoSettings
@@ -289,3 +295,54 @@ def test_the_content_hash_knows_splits_and_tensors_but_no_label(clips, tmp_path)
     (clips / "4.mp4").write_bytes((clips / "5.mp4").read_bytes())
     hashes.append(run(clips, tmp_path / "d").content_hash)
     assert len(set(hashes)) == 3
+
+
+def test_a_clip_that_kills_its_process_is_set_aside(clips, tmp_path, monkeypatch):
+    def deadly(chunk, *work):
+        from raybal.data import convert
+
+        read = convert.read_media
+
+        def read_media(uri):
+            if uri.endswith("/7.mp4"):
+                os.kill(os.getpid(), signal.SIGSEGV)
+            return read(uri)
+
+        convert.read_media = read_media
+        try:
+            make_shard(chunk, *work)
+        finally:
+            convert.read_media = read
+
+    monkeypatch.setattr(driver, "make_shard", deadly)
+    info = run(clips, tmp_path / "pool")
+    assert info.counts["items"] == 23
+    ((item, _, _, reason, _),) = read_quarantine(Store(tmp_path / "pool")).values()
+    assert (item, reason) == ("clip-7", "cannot be decoded: processes that tried it died")
+
+
+def test_shards_that_cannot_be_written_are_one_error(clips, tmp_path):
+    output = tmp_path / "pool"
+    output.mkdir()
+    (output / "shards").touch()
+    with pytest.raises(StoreError, match=rf"^cannot write {output}/shards/[0-9a-f]+\.parquet: .*File exists") as error:
+        run(clips, output)
+    assert "\n" not in str(error.value)
+    (output / "shards").unlink()
+    assert run(clips, output).counts["items"] == 24
+
+
+def test_a_full_disk_is_one_error(clips, tmp_path):
+    output = tmp_path / "small"
+    output.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(output)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a small disk takes a privilege")
+    try:
+        with pytest.raises(StoreError, match=r"^cannot write .*: the disk is full; free some space and run the same"):
+            run(clips, output / "pool")
+        assert not (output / "pool/pool.yaml").exists()
+    finally:
+        subprocess.run(["umount", str(output)], check=True)
