@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, UserCallback
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from raybal.errors import RaybalError
 from raybal.resources import ResourceSettings, scaling
@@ -17,8 +18,14 @@ from raybal.training.task import TrainTask
 
 log = logging.getLogger(__name__)
 
-# Ray Train looks after its workers every 2 s by default, which would be most of a short round.
-_DEFAULTS = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_METRICS_ENABLED": "0"}
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+# Ray Train looks after its workers every 2 s by default, which would be most of a short round, and gives a cluster 60 s
+# to grow, in which no machine starts.
+_DEFAULTS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    _START_TIMEOUT: "1200",
+}
 # It also watches for machines that are about to be taken away, in a process of its own. A cluster that raybal has
 # started is this machine, and goes with the driver.
 _DEFAULTS_OF_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
@@ -33,7 +40,7 @@ def train(task: TrainTask, resources: ResourceSettings) -> dict[str, Any]:
         What `raybal.training.fit.fit` returns.
 
     Raises:
-        RaybalError: what a worker raised on purpose; it is not tried again.
+        RaybalError: what a worker raised on purpose, which is not tried again; or the workers did not start.
     """
     if task.settings.num_workers == 0:
         return task.run(on_epoch=lambda record: log_epoch(record, task.settings.epochs))
@@ -58,6 +65,12 @@ def train(task: TrainTask, resources: ResourceSettings) -> dict[str, Any]:
     except ControllerError as error:
         if isinstance(error.controller_failure, RaybalError):
             raise error.controller_failure from error
+        if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+            raise RaybalError(
+                f"the {task.settings.num_workers} workers did not start in {os.environ[_START_TIMEOUT]} s: the "
+                "cluster has no room for them and has not grown. Ask for fewer (train.num_workers) or less each "
+                f"(resources.*), see `ray status`, or wait longer ({_START_TIMEOUT}); the same command continues"
+            ) from error
         raise
 
 
