@@ -105,7 +105,12 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         if workers.rank == 0:
             log_epoch(record, task.settings.epochs)
 
-    return task.run(workers, on_epoch)
+    try:
+        return task.run(workers, on_epoch)
+    except RaybalError:
+        # The driver says it in one line; Ray Train would put a traceback a worker before it.
+        logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+        raise
 
 
 def log_epoch(record: dict[str, Any], epochs: int) -> None:
