@@ -88,10 +88,15 @@ def demo_pool() -> str:
 
 
 def _check_apart(config: PrepareConfig, store: Store) -> None:
-    source = Store(config.input)
-    places = [os.path.realpath(s.path()) if s.is_local else s.root.rstrip("/") for s in (source, store)]
-    if places[0] == places[1]:
+    if _place(Store(config.input)) == _place(store):
         raise ConfigError(f"output: {config.output!r} is not accepted, it is the input; give a folder of its own")
+
+
+def _place(store: Store) -> tuple[str, str, str]:
+    if store.is_local:
+        return "", os.path.realpath(store.path()), ""
+    scheme, _, rest = store.root.partition("://")
+    return scheme, store.path(), rest.partition("?")[2]
 
 
 def _read_info(store: Store) -> PoolInfo | None:

@@ -25,7 +25,9 @@ from raybal.errors import ConfigError, DataError, StoreError
 from raybal.media.container import MediaInfo, probe
 from raybal.media.damage import MediaError
 
-SAMPLE = 256
+SAMPLE = 64
+# So many clips are looked at where the first ones have only sound, or only pictures.
+LARGE_SAMPLE = 256
 # Files that are read at a time: most of the time of a small file in a bucket is spent waiting.
 _THREADS = 16
 
@@ -52,15 +54,15 @@ class _Look:
 def find_modalities(manifest: Manifest, settings: Preprocessing) -> tuple[tuple[Modality, ...], Preprocessing]:
     """Returns the modalities of the input, and the parameters with nothing left open.
 
-    Up to 256 cells of each column are looked at that hold something: files by a hash of their ids, other cells from
-    the beginning of all Parquet files alike. An audio length or a number of sequence steps that is not set becomes
-    the median of what they have.
+    Up to 64 cells of each column are looked at that hold something, or up to 256 clips where these have only sound or
+    only pictures: files by a hash of their ids, other cells from the beginning of all Parquet files alike. An audio
+    length or a number of sequence steps that is not set becomes the median of what they have.
 
     Raises:
         DataError: none of the cells of a column can be read, or they do not fit together.
         ConfigError: parameters that do not fit what was found.
     """
-    looks = {source: _look(source, _sample(manifest, source)) for source in manifest.sources}
+    looks = {source: _look(source, _cells(manifest, source)) for source in manifest.sources}
     for source, look in looks.items():
         if not look.count:
             raise DataError(f"column {source.column!r} is empty in all rows; leave it out")
@@ -87,13 +89,13 @@ def find_modalities(manifest: Manifest, settings: Preprocessing) -> tuple[tuple[
     return tuple(modalities), settings
 
 
-def _sample(manifest: Manifest, source: Source) -> Iterator[Any]:
-    """Yields some cells of a column that hold something."""
+def _cells(manifest: Manifest, source: Source) -> Iterator[Any]:
+    """Yields the cells of a column that hold something."""
     if source.kind == "uri":
         uris = manifest.table[source.column].to_pylist()
         order = hashing.order(manifest.table["id"].to_pylist(), 0).tolist()
-        return itertools.islice((uris[row] for row in order if uris[row]), SAMPLE)
-    return itertools.islice(_in_turns([read_values(file, source.column) for file in manifest.files]), SAMPLE)
+        return (uris[row] for row in order if uris[row])
+    return _in_turns([read_values(file, source.column) for file in manifest.files])
 
 
 def _in_turns(files: Sequence[Iterator[Any]]) -> Iterator[Any]:
@@ -108,8 +110,16 @@ def _in_turns(files: Sequence[Iterator[Any]]) -> Iterator[Any]:
 
 
 def _look(source: Source, cells: Iterator[Any]) -> _Look:
-    """Looks at cells; of one that cannot be read only the reason is kept."""
+    """Looks at some cells; of one that cannot be read only the reason is kept."""
+    look = _Look()
+    _look_at(source, itertools.islice(cells, SAMPLE), look)
+    kinds = {kind for info in look.media for kind in _kinds(info)}
+    if source.modality is None and kinds in ({"video"}, {"audio"}):
+        _look_at(source, itertools.islice(cells, LARGE_SAMPLE - SAMPLE), look)
+    return look
 
+
+def _look_at(source: Source, cells: Iterator[Any], look: _Look) -> None:
     def one(cell: Any) -> MediaInfo | NDArray | Exception:
         try:
             if source.kind in ("features", "sequence"):
@@ -118,11 +128,9 @@ def _look(source: Source, cells: Iterator[Any]) -> _Look:
         except (MediaError, StoreError, ValueError, TypeError) as error:
             return error
 
-    look = _Look()
     with ThreadPoolExecutor(_THREADS) as pool:
         # In a Parquet file there is nothing to wait for, and cells taken ahead only fill the memory.
-        found = pool.map(one, cells) if source.kind == "uri" else map(one, cells)
-        for value in found:
+        for value in pool.map(one, cells) if source.kind == "uri" else map(one, cells):
             look.count += 1
             if isinstance(value, MediaInfo):
                 look.media.append(value)
@@ -130,7 +138,6 @@ def _look(source: Source, cells: Iterator[Any]) -> _Look:
                 look.numbers.append(value)
             else:
                 look.failure = value
-    return look
 
 
 def _filled(settings: Preprocessing, looks: Sequence[_Look]) -> Preprocessing:

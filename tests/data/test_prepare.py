@@ -17,7 +17,7 @@ from media_files import noise_and_tone, write_sound
 from raybal.data import prepare as driver
 from raybal.data.chunk import Preprocessing
 from raybal.data.pool import Pool, Sidecar
-from raybal.data.quarantine import REFUSED, read_quarantine
+from raybal.data.quarantine import REFUSED, read_quarantine, write_quarantine
 from raybal.data.schema import PoolInfo
 from raybal.errors import ConfigError, DataError, StoreError
 from raybal.lease import Lease
@@ -136,6 +136,13 @@ def test_the_quarantine_of_one_input_stays_with_the_next(prepare, tmp_path):
     info = prepare(source, output, preprocessing=SMALL)
     assert (info.counts["items"], info.counts["quarantined"]) == (12, 1)
     assert list(read_quarantine(Store(output))) == ["s2"]
+
+
+def test_a_quarantine_without_a_pool_is_nobodys(prepare, tmp_path):
+    store = Store(tmp_path / "pool")
+    write_quarantine(store, [("s1", "1.wav", "audio", "empty", "")])
+    info = prepare(sounds(tmp_path / "in", 3), tmp_path / "pool", preprocessing=SMALL)
+    assert (info.counts["items"], info.counts["quarantined"]) == (3, 0)
 
 
 def test_nothing_that_can_be_prepared(prepare, tmp_path):
@@ -426,12 +433,12 @@ def test_a_driver_that_lost_its_lease_publishes_nothing(prepare, tmp_path, monke
     assert not (output / "pool.yaml").exists()
 
 
-@pytest.mark.parametrize("place", ["in", "in/", "in/../in", "link"])
+@pytest.mark.parametrize("place", ["{}/in", "{}/in/", "{}/in/../in", "{}/link", "file://{}/in/"])
 def test_the_input_folder_is_no_output(prepare, tmp_path, place):
     sounds(tmp_path / "in", 3)
     (tmp_path / "link").symlink_to(tmp_path / "in")
     with pytest.raises(ConfigError, match=r"output: .* is not accepted, it is the input"):
-        prepare(tmp_path / "in", f"{tmp_path}/{place}", preprocessing=SMALL)
+        prepare(tmp_path / "in", place.format(tmp_path), preprocessing=SMALL)
     assert len(os.listdir(tmp_path / "in")) == 4
 
 
@@ -481,7 +488,8 @@ def test_tracks_that_the_pool_has_no_modality_for_are_said(prepare, tmp_path, ca
     from raybal.data import probe
     from raybal.media.video import VideoSettings
 
-    monkeypatch.setattr(probe, "SAMPLE", 3)
+    monkeypatch.setattr(probe, "SAMPLE", 2)
+    monkeypatch.setattr(probe, "LARGE_SAMPLE", 3)
     folder = tmp_path / "in"
     folder.mkdir()
     frames = textured_frames(3, 16, 16)
