@@ -2,12 +2,14 @@
 
 pool.yaml                  schema, preprocessing, classes, counts, and which generation of the tables is current
 shards/<name>.parquet      id and one tensor column a modality (null where it is missing)
-quarantine.parquet         id, uri, modality, reason of items that could not be prepared
+quarantine.parquet         id, uri, modality, reason, fingerprint of items that could not be prepared
 tables/0001/               one generation:
   index.parquet            id, shard, row, split, content, present_<modality>: where scoring and training find items
   sidecar/labels.parquet   id, label        opened by the oracle and the evaluator only
   sidecar/groups.parquet   id, group        opened by the splitter only
-  sidecar/sources.parquet  id, uri, fingerprint
+  sidecar/sources.parquet  id, uri, fingerprint     opened by preparation, to see what has changed
+staging/                   records of a preparation that goes on, and what a refused one found damaged
+lease.yaml, lease.lock     who prepares; readers do not look at them
 """
 
 from __future__ import annotations

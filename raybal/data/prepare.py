@@ -70,7 +70,7 @@ def prepare(config: PrepareConfig) -> PoolInfo:
             if _read_info(store) != work.old:
                 # Another preparation ended between the two looks.
                 work = _compare(config, manifest, store)
-            if work.old is None or not _is_done(config, manifest, store, work):
+            if not _is_done(config, manifest, store, work):
                 return _prepare(config, manifest, store, work, lease)
     assert work.old is not None
     return work.old
