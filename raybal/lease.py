@@ -184,6 +184,6 @@ def _watch(store: Store, held: dict[str, Any]) -> dict[str, Any] | None:
 def _in_use(store: Store, held: dict[str, Any]) -> StoreError:
     owner = held.get("owner", {})
     return StoreError(
-        f"store {store.root} is in use by another driver (host {owner.get('host')}, process {owner.get('pid')}); "
-        "wait until it ends, stop it, or choose another store"
+        f"{store.root} is in use by another driver (host {owner.get('host')}, process {owner.get('pid')}); wait until "
+        "it ends, stop it, or choose another place"
     )
