@@ -13,6 +13,14 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _threads_are_left_as_they_were() -> Iterator[None]:
+    """The last bits of a sum depend on the number of threads: a test that changed it would change those after it."""
+    yield
+    left, _ = torch.get_num_threads(), torch.set_num_threads(1)
+    assert left == 1, f"the test left torch with {left} threads"
+
+
 @pytest.fixture(scope="session")
 def vectors() -> Callable[[str], dict[str, np.ndarray]]:
     """Loads recorded inputs and outputs of the published methods (tests/vectors)."""

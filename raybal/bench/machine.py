@@ -25,11 +25,11 @@ def cores_of(count: int) -> Iterator[None]:
     Raises:
         ConfigError: the machine has fewer cores, or the cluster that the environment names has other CPUs.
     """
-    usable = _cores()
+    usable, threads = _cores(), torch.get_num_threads()
     if count > len(usable):
         raise ConfigError(f"cores: {count} is not accepted; {len(usable)} can be used here")
     if not (ray.is_initialized() or os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID")):
-        _confine(usable[:count])
+        _confine(usable[:count], count)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -42,7 +42,7 @@ def cores_of(count: int) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
-        _confine(usable)
+        _confine(usable, threads)
 
 
 def _cores() -> list[int]:
@@ -51,9 +51,9 @@ def _cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def _confine(cores: list[int]) -> None:
+def _confine(cores: list[int], threads: int) -> None:
     """Confines this process and all that it starts from here on; where the system cannot, the number alone counts."""
-    torch.set_num_threads(len(cores))
+    torch.set_num_threads(threads)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
 

@@ -33,15 +33,12 @@ def no_cluster(monkeypatch):
 
 
 def test_a_local_cluster_has_the_cores_of_the_bare_side(no_cluster):
-    before, threads = os.sched_getaffinity(0), torch.get_num_threads()
-    try:
-        with machine.cores_of(1):
-            assert no_cluster["num_cpus"] == 1
-            assert len(os.sched_getaffinity(0)) == 1
-            assert torch.get_num_threads() == 1
-        assert os.sched_getaffinity(0) == before
-    finally:
-        torch.set_num_threads(threads)
+    before = os.sched_getaffinity(0)
+    with machine.cores_of(1):
+        assert no_cluster["num_cpus"] == 1
+        assert len(os.sched_getaffinity(0)) == 1
+        assert torch.get_num_threads() == 1
+    assert os.sched_getaffinity(0) == before
 
 
 def test_cores_that_are_not_there_are_refused(no_cluster, monkeypatch):
