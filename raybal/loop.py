@@ -31,9 +31,8 @@ from raybal.experiment import Experiment, read_begun
 from raybal.labelling.journal import Answer, Journal, Labels
 from raybal.lease import Lease
 from raybal.predictor import load_predictor
-from raybal.querying.actors import Scorers
+from raybal.querying.actors import Scorers, Selection
 from raybal.querying.base import Query, Request
-from raybal.querying.explain import describe_items, summarise_pool
 from raybal.report.page import write_report
 from raybal.resources import capacity, check_place, cluster
 from raybal.rounds import PHASES, Round, asked_in
@@ -147,18 +146,16 @@ class Loop:
 
     def _select(self, current: Round) -> dict[str, Any]:
         request = Request(self.experiment.size(current), self.experiment.seed("query", current))
-        about: dict[str, dict[str, Any]] = {}
-        summary: dict[str, Any] = {}
         if current.model_before is None:
             ids = self.pool.ids_at(self.experiment.candidates(current))
             chosen = [ids[p] for p in hashing.order(ids, request.seed)[: request.size]]
             query = Query(chosen, [0.0] * len(chosen), ["no model yet: at random"] * len(chosen))
+            selection = Selection(query, items={}, pool={})
         else:
-            query, candidates = self.scorers.select(current.scores, current.facts("score")["shards"], request)
-            about, summary = describe_items(candidates, query.ids), summarise_pool(candidates)
-        table = _query_table(query, about, self.pool.info.names)
+            selection = self.scorers.select(current.scores, current.facts("score")["shards"], request)
+        table = _query_table(selection, self.pool.info.names)
         self.store.write_table(f"{current.folder}/query.parquet", table)
-        return {"items": len(query.ids), "pool": summary}
+        return {"items": len(table), "pool": selection.pool}
 
     def _ask(self, current: Round) -> dict[str, Any]:
         ids = current.query()["id"].to_pylist()
@@ -265,9 +262,10 @@ class Loop:
         return labels
 
 
-def _query_table(query: Query, about: dict[str, dict[str, Any]], modalities: Sequence[str]) -> pa.Table:
+def _query_table(selection: Selection, modalities: Sequence[str]) -> pa.Table:
+    query = selection.query
     unknown: dict[str, Any] = {"predicted": None, "confidence": None, "contribution": [None] * len(modalities)}
-    rows = [about.get(i, unknown) for i in query.ids]
+    rows = [selection.items.get(i, unknown) for i in query.ids]
     columns = {
         "id": pa.array(query.ids, pa.string()),
         "score": pa.array(query.score, pa.float64()),

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from raybal.data.pool import Pool
 from raybal.errors import RaybalError
 from raybal.predictor import load_predictor
 from raybal.querying.base import STRATEGIES, Holder, Query, QuerySettings, QueryStrategy, Request
+from raybal.querying.explain import describe_items, summarise_pool
 from raybal.querying.scoring import read_columns, score_shard
 from raybal.resources import ResourceSettings, scoring_options
 from raybal.store import Store
@@ -114,6 +116,21 @@ class ActorCandidates:
         return ray.get([a.apply.remote(function, (*args, *more)) for a, more in zip(self.actors, own, strict=True)])
 
 
+@dataclass(frozen=True)
+class Selection:
+    """A query beside the pool it was chosen from.
+
+    Attributes:
+        query: the items chosen.
+        items: prediction, confidence and contributions of each of them, by id.
+        pool: the same over all candidates, summed up.
+    """
+
+    query: Query
+    items: dict[str, dict[str, Any]]
+    pool: dict[str, Any]
+
+
 class Scorers:
     """The actors of one driver. They start in the background, are used as they come, and live until `stop`.
 
@@ -176,11 +193,8 @@ class Scorers:
             rate = items / max(time.monotonic() - started, 1e-9)
             log.info("scored %s: %d of %d shards, %.0f items/s", shard, number, total, rate)
 
-    def select(self, folder: str, shards: Sequence[str], request: Request) -> tuple[Query, ActorCandidates]:
-        """Selects a query from scored shards; starts over if an actor is lost meanwhile.
-
-        Returns:
-            The query, and the candidates that it was selected from.
+    def select(self, folder: str, shards: Sequence[str], request: Request) -> Selection:
+        """Selects a query from scored shards and looks up what was chosen; starts over if an actor is lost meanwhile.
 
         Raises:
             RaybalError: no actor is left, or one is lost in every attempt.
@@ -193,7 +207,8 @@ class Scorers:
                 self._drop_dead()
             try:
                 candidates = self._hold(folder, shards)
-                return strategy.select(candidates, request), candidates
+                query = strategy.select(candidates, request)
+                return Selection(query, describe_items(candidates, query.ids), summarise_pool(candidates))
             except (ray.exceptions.RayActorError, HolderLostError) as error:
                 lost = error
         raise RaybalError(f"selection lost an actor {ATTEMPTS} times: {_last_line(lost)}") from lost

@@ -2,7 +2,8 @@
 
     tensorboard/rounds/       against the number of labels: test/<metric>/<head>, contribution/<modality>/query, /pool,
                               /test and /validation, dominated/<modality>/query and /pool
-    tensorboard/round-003/    against epochs: loss, pace, validation/<metric>/<head>, coefficient/<modality>
+    tensorboard/round-003/    against epochs: loss, validation/<metric>/<head>; with a method of coefficients, pace and
+                              coefficient/<modality>
 
 Contributions stand at the number of labels of the model that they are contributions of: for a query and its pool, the
 newest model before that round.
@@ -80,8 +81,9 @@ def epoch_scalars(experiment: ExperimentRecord, r: RoundRecord) -> Iterator[Scal
     """Yields (tag, value, epoch) of a round's training."""
     for record in r.history:
         epoch = record["epoch"]
-        for name in ("loss", "pace"):
-            yield name, record[name], epoch
+        yield "loss", record["loss"], epoch
+        if "pace" in record:
+            yield "pace", record["pace"], epoch
         for head, metrics in heads_of(record["validation"]).items():
             for metric, value in metrics.items():
                 yield f"validation/{metric}/{head}", value, epoch

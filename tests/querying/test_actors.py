@@ -14,7 +14,6 @@ from raybal.predictor import save_predictor
 from raybal.querying import actors
 from raybal.querying.actors import PoolActor, Scorers
 from raybal.querying.base import STRATEGIES, Request
-from raybal.querying.explain import describe_items, summarise_pool
 from raybal.resources import ResourceSettings
 from raybal.store import Store
 
@@ -126,32 +125,29 @@ def test_more_actors_than_shards_that_have_candidates(folder, start, strategy):
         scorers, _ = start(strategy, count)
         shards = score(scorers, folder, f"{strategy}-{count}")
         join_all(scorers)
-        query, candidates = scorers.select(f"{strategy}-{count}", shards[:2], Request(6, seed=1))
-        assert len(query.ids) == 6
-        assert summarise_pool(candidates)["candidates"] == 20
-        assert set(describe_items(candidates, query.ids)) == set(query.ids)
-        queries.append(query.ids)
+        selection = scorers.select(f"{strategy}-{count}", shards[:2], Request(6, seed=1))
+        assert len(selection.query.ids) == 6
+        assert selection.pool["candidates"] == 20
+        assert set(selection.items) == set(selection.query.ids)
+        queries.append(selection.query.ids)
     assert queries[0] == queries[1]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES.names())
 def test_no_shard_at_all_is_an_empty_query(start, strategy):
     scorers, _ = start(strategy, 2)
-    query, candidates = scorers.select("nothing", [], Request(6, seed=1))
-    assert query.ids == []
-    assert summarise_pool(candidates) == {}
-    assert describe_items(candidates, []) == {}
+    selection = scorers.select("nothing", [], Request(6, seed=1))
+    assert (selection.query.ids, selection.items, selection.pool) == ([], {}, {})
 
 
 def test_an_actor_lost_for_good_is_left_out_of_selection(folder, start):
     scorers, fake = start("bmmal", 3)
     shards = score(scorers, folder, "lost")
     join_all(scorers)
-    expected = scorers.select("lost", shards, Request(8, seed=1))[0].ids
+    expected = scorers.select("lost", shards, Request(8, seed=1)).query.ids
     fake.actors[1].dead = True
-    query, candidates = scorers.select("lost", shards, Request(8, seed=1))
-    assert query.ids == expected
-    assert len(candidates) == 2
+    assert scorers.select("lost", shards, Request(8, seed=1)).query.ids == expected
+    assert len(scorers.actors) == 2
     assert fake.actors[1] not in scorers.actors
 
     for actor in fake.actors:
@@ -164,7 +160,7 @@ def test_a_restarted_actor_reads_again_what_it_held(folder, start):
     scorers, fake = start("bmmal", 2)
     shards = score(scorers, folder, "restarted")
     join_all(scorers)
-    expected = scorers.select("restarted", shards, Request(8, seed=1))[0].ids
+    expected = scorers.select("restarted", shards, Request(8, seed=1)).query.ids
     first = fake.actors[0].actor
     hold, held = first.hold, []
 
@@ -175,15 +171,35 @@ def test_a_restarted_actor_reads_again_what_it_held(folder, start):
         return held[-1]
 
     first.hold = hold_and_restart
-    assert scorers.select("restarted", shards, Request(8, seed=1))[0].ids == expected
+    assert scorers.select("restarted", shards, Request(8, seed=1)).query.ids == expected
     assert held == [20, 20]
+
+
+@pytest.mark.parametrize("step", ["describe_items", "summarise_pool"])
+def test_an_actor_lost_after_the_choice_starts_the_selection_over(folder, start, monkeypatch, step):
+    scorers, _ = start("bmmal", 2)
+    shards = score(scorers, folder, f"late-{step}")
+    join_all(scorers)
+    expected = scorers.select(f"late-{step}", shards, Request(8, seed=1))
+    first, original = scorers.actors[0].actor, getattr(actors, step)
+    lost = [True]
+
+    def lose_once(*args):
+        if lost:
+            lost.clear()
+            first.holder = None
+        return original(*args)
+
+    monkeypatch.setattr(actors, step, lose_once)
+    assert scorers.select(f"late-{step}", shards, Request(8, seed=1)) == expected
+    assert not lost
 
 
 def test_actors_that_fail_to_start_leave_the_work_to_others(folder, start):
     scorers, fake = start("entropy", 3, dead=(0, 2))
     shards = score(scorers, folder, "starts")
     assert scorers.actors == [fake.actors[1]]
-    assert len(scorers.select("starts", shards, Request(30, seed=1))[0].ids) == 30
+    assert len(scorers.select("starts", shards, Request(30, seed=1)).query.ids) == 30
     scorers, _ = start("entropy", 2, dead=(0, 1))
     with pytest.raises(RaybalError, match="all scoring actors are lost"):
         scorers.select("starts", shards, Request(5, seed=1))

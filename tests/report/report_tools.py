@@ -147,9 +147,10 @@ class MadeStore:
         """Writes a training run."""
         history = []
         for epoch in range(1, epochs + 1):
-            record = {"epoch": epoch, "loss": float(self.generator.uniform(0.5, 3)), "pace": 1.0, "seconds": 0.1}
+            record = {"epoch": epoch, "loss": float(self.generator.uniform(0.5, 3)), "seconds": 0.1}
             record["validation"] = self.metrics(6) if validation else {}
             if coefficients:
+                record["pace"] = 1.0
                 record["coefficient"] = self.generator.uniform(0.5, 2, len(self.pool.info.names)).tolist()
             history.append(record)
         facts = {"items": {"train": len(self.asked), "validation": 6 * validation}, "epoch": 2, "history": history}

@@ -68,6 +68,14 @@ def test_each_round_holds_its_epochs(written):
             assert values(events, f"coefficient/{m}") == wanted
 
 
+def test_a_method_without_coefficients_has_neither_them_nor_a_pace(made):
+    made.round(3, coefficients=False)
+    write_events(made.store)
+    tags = read(made.store, "round-003").Tags()["scalars"]
+    assert sorted(t for t in tags if not t.startswith("validation/")) == ["loss"]
+    assert "pace" in read(made.store, "round-002").Tags()["scalars"]
+
+
 def test_writing_again_duplicates_nothing(written):
     (old,) = written.store.names("tensorboard/rounds")
     content = written.store.read_bytes(f"tensorboard/rounds/{old}")
