@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raybal import hashing
+from raybal import hashing, memory
 from raybal.config import LoopConfig
 from raybal.data.prepare import DEMO, demo_pool
 from raybal.errors import shorten
@@ -104,6 +104,7 @@ class Loop:
         """
         if self.experiment.initial:
             log.info("the manifest labels %d training items; they are not asked for", len(self.experiment.initial))
+        memory.keep_freed()
         try:
             self._collect()
             if not (Round(self.store, 0).done("train") or self._training_needs_scorers_gpus()):
@@ -126,6 +127,7 @@ class Loop:
             facts = getattr(self, f"_{phase}")(current)
             self.lease.check()
             current.finish(phase, {**facts, "seconds": round(time.monotonic() - started, 3)})
+        memory.give_back()
         test = current.facts("evaluate")["test"]
         if left and test:
             shown = "  ".join(f"{h} {100 * v['accuracy']:.1f}%" for h, v in test.items() if isinstance(v, dict))

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import torch
 
+from raybal import memory
 from raybal.analysis.contribution import contributions, shapley_values
 from raybal.balancing.mlb import MLBSettings
 from raybal.bench.machine import processes
@@ -73,6 +74,7 @@ _STATE: dict = {}
 
 def _load(store: str, pool: str, query: BMMALSettings, positions: np.ndarray) -> None:
     torch.set_num_threads(1)
+    memory.keep_freed()
     inputs, present = Pool(pool).read(positions)
     _STATE["items"] = {m: torch.from_numpy(a) for m, a in inputs.items()}, torch.from_numpy(present)
     _STATE["predictor"] = load_predictor(Store(store), MODEL)[0]

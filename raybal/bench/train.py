@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from raybal import memory
 from raybal.balancing.base import METHODS
 from raybal.bench.toy import make_pool
 from raybal.data.pool import Pool
@@ -76,6 +77,7 @@ def _epoch_seconds(seconds: list[float]) -> float:
 
 def _bare(pool: Pool, spec: PredictorSpec, labels: np.ndarray, settings: TrainSettings) -> float:
     """Returns the median seconds of an epoch of the plainest loop: the same model, loss, optimizer and batch size."""
+    memory.keep_freed()
     inputs, present = pool.read(np.arange(len(pool)))
     tensors: dict[str, Any] = {m: torch.from_numpy(a) for m, a in inputs.items()}
     everyone, targets = torch.from_numpy(present), torch.from_numpy(labels)

@@ -15,7 +15,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from raybal import hashing
+from raybal import hashing, memory
 from raybal.data.pool import Pool
 from raybal.errors import RaybalError
 from raybal.predictor import load_predictor
@@ -46,6 +46,7 @@ class PoolActor:
         self.settings = settings
         self.model: tuple[str, Any] = ("", None)
         self.holder: Holder | None = None
+        memory.keep_freed()
 
     @functools.cached_property
     def pool(self) -> Pool:
@@ -88,6 +89,8 @@ class PoolActor:
 
     def hold(self, folder: str, shards: list[str]) -> int:
         """Reads scored shards, at least one, into memory; returns the number of items held."""
+        # All is scored, and training may come before the next time.
+        memory.give_back()
         tables = [self.store.read_table(f"{folder}/{shard}.parquet") for shard in shards]
         ids = [i for table in tables for i in table["id"].to_pylist()]
         parts = [read_columns(table) for table in tables]

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raybal import memory
 from raybal.data.batches import Items
 from raybal.data.pool import Pool
 from raybal.predictor import PredictorSpec, load_predictor, save_predictor
@@ -67,6 +68,7 @@ class TrainTask:
         self, workers: Alone | None = None, on_epoch: Callable[[dict[str, Any]], None] = lambda record: None
     ) -> dict[str, Any]:
         """Trains, as one of the workers; the first one writes the model. Returns what `fit` returns."""
+        memory.keep_freed()
         workers = workers or Alone()
         store = Store(self.store)
         train, validation = self.read_items()
