@@ -158,9 +158,15 @@ def test_options_of_the_default_method_need_no_name(write):
 
 @pytest.mark.parametrize("name", METHODS.names())
 def test_each_method_by_name(name):
-    balancing = read("--balancing.method", name, "--balancing.pace.kind", "linear").balancing
+    balancing = read("--balancing.method", name).balancing
     assert type(balancing) is METHODS.get(name).Settings
-    assert (balancing.method, balancing.pace.kind) == (name, "linear")
+    assert balancing.method == name
+
+
+def test_only_methods_that_act_over_time_have_a_pace():
+    assert read("--balancing.method", "ogm", "--balancing.pace.kind", "linear").balancing.pace.kind == "linear"
+    with pytest.raises(ConfigError, match="pace"):
+        read("--balancing.method", "joint", "--balancing.pace.kind", "linear")
 
 
 @pytest.mark.parametrize("name", STRATEGIES.names())
@@ -195,7 +201,7 @@ def test_naming_the_same_method_in_a_later_file_keeps_its_options(write):
     [
         (["--balancing.method", "mlbb"], ["'mlbb'", "joint, mlb, multi_loss, ogm", "did you mean 'mlb'?"]),
         (["--query.strategy", "bagde"], ["'bagde'", "badge, bmmal, entropy, margin, random", "did you mean 'badge'?"]),
-        (["--balancing.method", "joint", "--balancing.alpha", "2"], ["balancing.alpha:", "balancing has method, pace"]),
+        (["--balancing.method", "joint", "--balancing.alpha", "2"], ["balancing.alpha:", "balancing has method"]),
         (["--query.strategy", "random", "--query.modulate", "weak"], ["query.modulate:", "query has strategy, size"]),
         (["--balancing.alpa", "2"], ["--balancing.alpa:", "no such option", "did you mean '--balancing.alpha'?"]),
         (["--train.epoch=2"], ["--train.epoch=2:", "no such option", "did you mean '--train.epochs'?"]),
@@ -292,7 +298,7 @@ def test_what_defines_an_experiment():
     leaves_out = {"pool", "store", "label_budget", "train.num_workers", "train.device", "labelling.sheet"}
     assert not leaves_out & set(found)
     assert not any(key.startswith("resources") for key in found)
-    wanted = set(keys_of(LoopConfig)) | {"balancing.alpha", "balancing.apply_to", "balancing.beta_max"}
+    wanted = set(keys_of(LoopConfig)) | {f"balancing.{key}" for key in keys_of(MLBSettings)}
     wanted |= {"query.proposals", "query.modulate"}
     wanted -= leaves_out | {"labelling.accept_partial"} | {k for k in wanted if k.startswith("resources.")}
     assert set(found) == wanted

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raybal.balancing.pace import PaceSettings
 from raybal.data.batches import Batch
 from raybal.models.classifier import Classifier, Encoded, Output, ParameterGroup
 from raybal.registry import Registry
@@ -28,7 +27,6 @@ class BalancingSettings(Settings):
     """What keeps the modalities balanced while training."""
 
     method: str = setting(help="balancing method")
-    pace: PaceSettings = setting(factory=PaceSettings, help="how strongly it acts as training progresses")
 
     @classmethod
     def resolve(cls, content: Mapping[str, Any]) -> type[BalancingSettings]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raybal.balancing.base import BalancingMethod, BalancingSettings, Context, in_full_precision
+from raybal.balancing.pace import PaceSettings
 from raybal.data.batches import Batch
 from raybal.models.classifier import Output
 from raybal.settings import setting
@@ -20,6 +21,7 @@ from raybal.settings import setting
 class CoefficientSettings(BalancingSettings):
     """Settings that all coefficient methods share."""
 
+    pace: PaceSettings = setting(factory=PaceSettings, help="how strongly the method acts as training progresses")
     alpha: float = setting(0.5, gt=0, help="slope of the coefficient in the ratio of modality scores")
     apply_to: Literal["gradient", "update"] = setting(
         "gradient",

@@ -136,10 +136,10 @@ def _about(experiment: ExperimentRecord, pool: Pool) -> list[tuple[str, str]]:
     if not settings:
         return rows
     balancing, query = settings["balancing"], settings["query"]
-    pace = balancing["pace"]["kind"]
+    pace = f", {balancing['pace']['kind']} pace" if "pace" in balancing else ""
     return [
         *rows,
-        ("Balancing", f"{balancing['method']}, {pace} pace"),
+        ("Balancing", balancing["method"] + pace),
         ("Query strategy", f"{query['strategy']}, {query['size']:,} items a round"),
         ("Model", f"{settings['model']['fusion']} fusion"),
         ("Labels from", {"oracle": "the manifest (oracle)", "table": "query sheets"}.get(

@@ -70,7 +70,7 @@ def test_the_newest_accuracy_and_the_budget_lead(finished):
     for head in ("fused", "video", "audio"):
         assert f"{head} {100 * test[head]['accuracy']:.1f}%" in words
     assert "Finished The label budget is spent." in words
-    assert "mlb, constant pace" in words
+    assert "Balancing mlb, constant pace" in words
     assert "bmmal, 4 items a round" in words
 
 
@@ -240,3 +240,9 @@ print(hashlib.sha256(store.read_bytes("report.html")).hexdigest())
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split()[-1] == here
+
+
+def test_a_method_without_a_pace_is_named_alone(tmp_path):
+    made = store_in(tmp_path, settings={"balancing": {"method": "joint"}})
+    made.round(0, coefficients=False)
+    assert "Balancing joint Query strategy" in report(made).words
