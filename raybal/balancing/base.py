@@ -115,6 +115,10 @@ class BalancingMethod:
         self.modalities = modalities
         self.classes = classes
 
+    def extend(self, classifier: Classifier) -> None:
+        """Called once, when the model is built: adds the method's own modules to `classifier.extra`, and freezes what
+        it does not train."""
+
     def setup(self, ctx: Context) -> None:
         """Called once, before the first step of a run or of its resumption."""
 

@@ -74,6 +74,9 @@ class ParameterGroup:
 class Classifier(nn.Module):
     """Joins encoders, unimodal heads and a fusion head. Any number of modalities from one up.
 
+    `extra` holds the modules that a balancing method owns, by the method's name: they are trained, reduced over
+    workers and saved with the rest.
+
     Args:
         encoders: {m: module that maps [B, *shape] to tokens [B, L, d_m]}, in the order of the modalities.
         dims: {m: d_m}.
@@ -88,6 +91,7 @@ class Classifier(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         self.unimodal_heads = nn.ModuleDict({m: nn.Linear(d, classes) for m, d in dims.items()})
         self.fusion = fusion
+        self.extra = nn.ModuleDict()
 
     def forward(self, inputs: Mapping[str, Tensor], present: Tensor, *, detach_heads: bool = False) -> Output:
         """Classifies items.
@@ -118,6 +122,11 @@ class Classifier(nn.Module):
     def unimodal_logits(self, embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns each modality's own logits {m: [B, C]} of embeddings {m: [B, d_m]}."""
         return {m: self.unimodal_heads[m](embeddings[m]) for m in self.modalities}
+
+    def pooled(self, fusion_inputs: Mapping[str, Tensor], present: Tensor) -> dict[str, Tensor]:
+        """Returns embeddings {m: [B, d_m]} of fusion inputs, zeros where masked (present bool [B, M])."""
+        embeddings = {m: x.mean(dim=1) for m, x in fusion_inputs.items()} if self.fusion.takes_tokens else fusion_inputs
+        return {m: torch.where(present[:, i, None], embeddings[m], 0.0) for i, m in enumerate(self.modalities)}
 
     def fuse(self, fusion_inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Returns fused logits [B, C] with some modalities masked (present bool [B, M]), running no encoder."""
