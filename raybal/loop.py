@@ -115,6 +115,7 @@ class Loop:
                 number += 1
         finally:
             self._stop_scorers()
+            memory.give_back()
 
     def _round(self, current: Round) -> bool:
         """Runs what a round has left to do; returns False if there is nothing to ask for in it."""

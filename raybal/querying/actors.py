@@ -89,14 +89,16 @@ class PoolActor:
 
     def hold(self, folder: str, shards: list[str]) -> int:
         """Reads scored shards, at least one, into memory; returns the number of items held."""
-        # All is scored, and training may come before the next time.
-        memory.give_back()
         tables = [self.store.read_table(f"{folder}/{shard}.parquet") for shard in shards]
         ids = [i for table in tables for i in table["id"].to_pylist()]
         parts = [read_columns(table) for table in tables]
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         self.holder = Holder(ids, hashing.hash_ids(ids), columns)
         return len(ids)
+
+    def rest(self) -> None:
+        """Gives back free memory: training may come before the next time."""
+        memory.give_back()
 
     def apply(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Calls function(holder, *args)."""
@@ -125,8 +127,9 @@ class Selection:
 
     Attributes:
         query: the items chosen.
-        items: prediction, confidence and contributions of each of them, by id.
-        pool: the same over all candidates, summed up.
+        items: prediction, confidence and contributions of each of them, by id; none where there was no model.
+        pool: number, mean contribution, dominance and predicted classes of all candidates; nothing where there was no
+            model or no candidate.
     """
 
     query: Query
@@ -211,9 +214,13 @@ class Scorers:
             try:
                 candidates = self._hold(folder, shards)
                 query = strategy.select(candidates, request)
-                return Selection(query, describe_items(candidates, query.ids), summarise_pool(candidates))
+                selection = Selection(query, describe_items(candidates, query.ids), summarise_pool(candidates))
             except (ray.exceptions.RayActorError, HolderLostError) as error:
                 lost = error
+                continue
+            for actor in self.actors:
+                actor.rest.remote()
+            return selection
         raise RaybalError(f"selection lost an actor {ATTEMPTS} times: {_last_line(lost)}") from lost
 
     def _hold(self, folder: str, shards: Sequence[str]) -> ActorCandidates:

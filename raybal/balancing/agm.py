@@ -1,0 +1,180 @@
+"""AGM: adaptive gradient modulation.
+
+Li, Li, Hu, Zhang, Lei and Zhou, "Boosting Multi-modal Model Performance with Adaptive Gradient Modulation", ICCV 2023.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raybal.balancing.base import BalancingSettings, Context, in_full_precision, row_losses, unimodal_loss
+from raybal.balancing.lookahead import LookaheadMethod
+from raybal.balancing.pace import PaceSettings
+from raybal.data.batches import Batch
+from raybal.models.classifier import Classifier, Output
+from raybal.settings import setting
+
+LARGEST_EXPONENT = 10.0
+SMALLEST_PROBABILITY = 1e-8
+
+
+@dataclass(frozen=True)
+class AGMSettings(BalancingSettings):
+    """Settings of AGM. Published alpha: AV-MNIST 2.5; in Kontras et al.'s runs CREMA-D and AVE 3, UCF101 2."""
+
+    method: str = setting("agm", help="balancing method")
+    pace: PaceSettings = setting(factory=PaceSettings, help="how strongly the method acts as training progresses")
+    alpha: float = setting(
+        1.0,
+        gt=0,
+        help="slope of the coefficient in the distance of a modality from its running average",
+        search={"kind": "loguniform", "low": 0.1, "high": 4.0},
+    )
+
+
+@dataclass
+class AGMState:
+    """Running averages.
+
+    Attributes:
+        cross_entropies: mean over all steps so far, float64 [M].
+        steps: number of steps of each modality, float64 [M]; one that a batch lacks is not counted.
+    """
+
+    cross_entropies: Tensor
+    steps: Tensor
+
+
+class AGM(LookaheadMethod):
+    """Scales each modality's path into the fused logits by how far its lead is from its running average.
+
+    The fused logits are cut into one marginal part a modality, their Shapley value among the masked predictions with
+    nothing counted as zero; a part's gradient is multiplied by its modality's coefficient, and with it everything
+    upstream along that path. Trained on the fused loss alone.
+
+    Departures from the released code: a modality is masked at the fusion instead of running its encoder on zeros, in
+    the same forward pass that is trained on instead of further ones in eval mode; for three modalities too the
+    coefficient is taken before the running average is updated, with the same cap; gradients are clipped only if
+    `train.clip_norm` says so; the averages are of the whole batch over all workers.
+    """
+
+    name = "agm"
+    Settings = AGMSettings
+    settings: AGMSettings
+
+    def __init__(self, settings: BalancingSettings, modalities: tuple[str, ...], classes: int) -> None:
+        super().__init__(settings, modalities, classes)
+        self._state = initial_state(len(modalities))
+        self._k = torch.ones(len(modalities))
+
+    def statistic(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
+        rows = batch.weights[:, None] * output.present
+        parts = marginal_logits(ctx.classifier, output.fusion_inputs, output.present)
+        losses = torch.stack([_cross_entropies(part, batch.labels) for part in parts.values()], 1)
+        return torch.stack([(losses * rows).sum(0), rows.sum(0).to(losses.dtype)])
+
+    def prepare(self, ctx: Context, sums: Tensor) -> None:
+        sums, counts = sums.double()
+        strength = self.settings.pace.strength(ctx.progress)
+        self._state = AGMState(self._state.cross_entropies.to(sums.device), self._state.steps.to(sums.device))
+        k = update_coefficients(self._state, sums / counts.clamp(min=1), self.settings.alpha, counts > 0)
+        k = 1 + strength * (k - 1)
+        ctx.record("coefficient", k)
+        ctx.record("score", sums / counts.clamp(min=1))
+        ctx.record("pace", torch.tensor(strength, dtype=torch.float64))
+        self._k = k
+
+    def loss(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
+        parts = marginal_logits(ctx.classifier, output.fusion_inputs, output.present)
+        logits = sum(_with_gradient(part, self._k[i]) for i, part in enumerate(parts.values()))
+        assert isinstance(logits, Tensor)
+        return row_losses(logits, batch).sum() / batch.total + unimodal_loss(output, batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cross_entropies": self._state.cross_entropies, "steps": self._state.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:
+            self._state = AGMState(state["cross_entropies"], state["steps"])
+
+
+def initial_state(modalities: int) -> AGMState:
+    """Returns the state before the first step."""
+    return AGMState(torch.zeros(modalities, dtype=torch.float64), torch.zeros(modalities, dtype=torch.float64))
+
+
+def update_coefficients(state: AGMState, cross_entropies: Tensor, alpha: float, seen: Tensor | None = None) -> Tensor:
+    """Returns AGM's coefficients of a step, and takes its cross-entropies into the running averages.
+
+    k_i = exp(alpha min(tau_i - r_i, 10)), r_i = exp(M / (M - 1) (mean_j s_j - s_i)) over the step's cross-entropies s,
+    and tau_i the same over their running averages before this step.
+
+    Args:
+        state: changed in place.
+        cross_entropies: [M], mean cross-entropy of each modality's part of the logits.
+        alpha: slope.
+        seen: bool [M], modalities that the batch has; the others enter no ratio and keep their average.
+
+    Returns:
+        k [M], float64; 1 for a modality that was not seen, or has no other to compare with.
+    """
+    now = cross_entropies.double()
+    seen = torch.ones_like(now, dtype=torch.bool) if seen is None else seen
+    comparable = seen & (seen.sum() > 1)
+    k = torch.exp(alpha * (_ratio(state.cross_entropies, seen) - _ratio(now, seen)).clamp(max=LARGEST_EXPONENT))
+    state.steps = state.steps + seen
+    state.cross_entropies = torch.where(
+        seen, state.cross_entropies + (now - state.cross_entropies) / state.steps.clamp(min=1), state.cross_entropies
+    )
+    return torch.where(comparable, k, 1.0)
+
+
+def _ratio(cross_entropies: Tensor, seen: Tensor) -> Tensor:
+    count = seen.sum()
+    mean = torch.where(seen, cross_entropies, 0.0).sum() / count.clamp(min=1)
+    return torch.exp((mean - cross_entropies) * count / (count - 1).clamp(min=1))
+
+
+def marginal_logits(classifier: Classifier, fusion_inputs: Mapping[str, Tensor], present: Tensor) -> dict[str, Tensor]:
+    """Returns each modality's part {m: [B, C]} of the fused logits; the parts sum to the fused logits.
+
+    A part is the Shapley value of the modality among the logits with some modalities masked, those with all masked
+    counted as zero: of two, (f - f_without + f_alone) / 2.
+    """
+    modalities = classifier.modalities
+    values: dict[tuple[bool, ...], Tensor | float] = {(False,) * len(modalities): 0.0}
+    for coalition in itertools.product((False, True), repeat=len(modalities)):
+        if any(coalition):
+            mask = present & torch.tensor(coalition, device=present.device)
+            # Where nothing is left the value is that of the empty coalition, whatever bias the head has.
+            logits = in_full_precision(classifier.fuse(fusion_inputs, mask))
+            values[coalition] = torch.where(mask.any(1)[:, None], logits, 0.0)
+    parts = {}
+    for i, m in enumerate(modalities):
+        part: Tensor | float = 0.0
+        for coalition, value in values.items():
+            if not coalition[i]:
+                size = sum(coalition)
+                weight = math.factorial(size) * math.factorial(len(modalities) - size - 1)
+                joined = (*coalition[:i], True, *coalition[i + 1 :])
+                part = part + weight / math.factorial(len(modalities)) * (values[joined] - value)
+        assert isinstance(part, Tensor)
+        parts[m] = part
+    return parts
+
+
+def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    probabilities = in_full_precision(logits).softmax(1).gather(1, labels[:, None]).squeeze(1)
+    return -probabilities.clamp(min=SMALLEST_PROBABILITY).log()
+
+
+def _with_gradient(values: Tensor, factor: Tensor) -> Tensor:
+    """Returns the same values, whose gradient is multiplied by a factor."""
+    return values.detach() + factor.to(values.dtype) * (values - values.detach())

@@ -1,0 +1,59 @@
+"""Methods whose loss depends on a statistic of the whole batch, which must be known before the backward pass."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from raybal.balancing.base import BalancingMethod, Context, no_sync
+from raybal.data.batches import Batch
+from raybal.models.classifier import Output
+
+
+class LookaheadMethod(BalancingMethod):
+    """Sums a statistic over all workers and micro-batches, then takes the losses.
+
+    With one micro-batch the statistic comes from the forward pass that is trained on. With several, a first forward
+    pass without gradients runs over all of them (and leaves the running statistics of batch norm as they were), so
+    that accumulation changes nothing.
+    """
+
+    @abstractmethod
+    def statistic(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
+        """Returns sums over these rows, of any shape; filling rows have weight 0."""
+
+    @abstractmethod
+    def prepare(self, ctx: Context, sums: Tensor) -> None:
+        """Takes in the statistic of the whole batch; called once a step, before any loss."""
+
+    def step(self, ctx: Context, batches: list[Batch]) -> Tensor:
+        if len(batches) > 1:
+            self._look(ctx, batches)
+        losses = []
+        for i, batch in enumerate(batches):
+            with no_sync(ctx.module, i == len(batches) - 1):
+                with ctx.autocast():
+                    output = ctx.module(batch.inputs, batch.present, detach_heads=not self.trains_unimodal)
+                    if len(batches) == 1:
+                        with torch.no_grad():
+                            sums = self.statistic(ctx, output, batch)
+                        self.prepare(ctx, ctx.all_reduce(sums)())
+                    loss = self.loss(ctx, output, batch)
+                (loss * ctx.world).backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    @torch.no_grad()
+    def _look(self, ctx: Context, batches: list[Batch]) -> None:
+        buffers = [(buffer, buffer.clone()) for buffer in ctx.classifier.buffers()]
+        total: Tensor | None = None
+        for batch in batches:
+            with ctx.autocast():
+                sums = self.statistic(ctx, ctx.classifier(batch.inputs, batch.present), batch)
+            total = sums if total is None else total + sums
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        assert total is not None
+        self.prepare(ctx, ctx.all_reduce(total)())
