@@ -74,12 +74,21 @@ def make_spec(
     )
 
 
-def make_context(classifier: Classifier, optimizer: torch.optim.Optimizer | None = None, steps: int = 10) -> Context:
+def make_context(
+    classifier: Classifier,
+    optimizer: torch.optim.Optimizer | None = None,
+    steps: int = 10,
+    train: Items | None = None,
+) -> Context:
     return Context(
         classifier=classifier,
         module=classifier,
         optimizer=optimizer or torch.optim.SGD(classifier.parameters(), lr=0.1),
         groups=classifier.parameter_groups(),
+        train=Items([], {}, np.zeros((0, len(classifier.modalities)), bool), np.zeros(0, np.int64))
+        if train is None
+        else train,
+        device=torch.device("cpu"),
         seed=3,
         rank=0,
         world=1,

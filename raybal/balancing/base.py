@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raybal.data.batches import Batch
+from raybal.data.batches import Batch, Items
 from raybal.models.classifier import Classifier, Encoded, Output, ParameterGroup
 from raybal.registry import Registry
 from raybal.settings import Settings, setting
@@ -42,6 +42,8 @@ class Context:
         module: the model as it is to be called (wrapped for data-parallel training).
         optimizer: over all parameters.
         groups: each modality's own parameters.
+        train: the items that gradients come from, as `batches` gives them; all of them, on every worker.
+        device: where the model runs.
         seed: of this training run.
         rank, world: this worker's number and the number of workers.
         all_reduce: sums a tensor over all workers, in place; returns a function that waits for the result.
@@ -53,6 +55,8 @@ class Context:
     module: nn.Module
     optimizer: torch.optim.Optimizer
     groups: Mapping[str, ParameterGroup]
+    train: Items
+    device: torch.device
     seed: int
     rank: int
     world: int

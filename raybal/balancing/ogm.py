@@ -1,4 +1,4 @@
-"""OGM-GE: on-the-fly gradient modulation with generalisation enhancement.
+"""OGM: on-the-fly gradient modulation.
 
 Peng, Wei, Deng, Wang and Hu, "Balanced Multimodal Learning via On-the-fly Gradient Modulation", CVPR 2022.
 """
@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from raybal import hashing
 from raybal.balancing.base import BalancingSettings, Context
 from raybal.balancing.coefficient import CoefficientMethod, CoefficientSettings
 from raybal.errors import ConfigError
@@ -31,9 +30,6 @@ class OGMSettings(CoefficientSettings):
         help="slope of the coefficient in the ratio of modality scores",
         search={"kind": "loguniform", "low": 0.1, "high": 2.0},
     )
-    enhance: bool = setting(
-        False, help="generalisation enhancement (GE): add Gaussian noise of each gradient tensor's own spread"
-    )
     parameters: Literal["encoder", "convolutions"] = setting(
         "encoder", help="what is modulated in the encoder: all of it, or only 4-D weights as in the authors' code"
     )
@@ -46,10 +42,9 @@ class OGM(CoefficientMethod):
     fusion, W_m z_m + b_m of a sum fusion; for a fusion that is not a sum of such shares, of the fused logits with
     every other modality masked.
 
-    Departures from the released code: one coefficient from the whole batch over all workers; the noise of GE is
-    drawn from (seed, step, parameter), so that workers stay equal, and its spread is that of the reduced gradient;
-    the shares of a sum fusion keep the whole of their own bias, so that they add up to the fused logits, where
-    versions of the released code halve it.
+    Departures from the released code: one coefficient from the whole batch over all workers; the shares of a sum
+    fusion keep the whole of their own bias, so that they add up to the fused logits, where versions of the released
+    code halve it.
     """
 
     name = "ogm"
@@ -60,7 +55,7 @@ class OGM(CoefficientMethod):
         super().__init__(settings, modalities, classes)
         if len(modalities) != 2:
             raise ConfigError(
-                f"balancing.method: ogm takes exactly two modalities and the pool has {len(modalities)} "
+                f"balancing.method: {self.name} takes exactly two modalities and the pool has {len(modalities)} "
                 f"({', '.join(modalities)}); mlb takes any number"
             )
 
@@ -82,22 +77,6 @@ class OGM(CoefficientMethod):
     def scaled_parameters(self, ctx: Context, modality: str) -> list[nn.Parameter]:
         encoder = ctx.groups[modality].encoder
         return [p for p in encoder if self.settings.parameters == "encoder" or p.dim() == 4]
-
-    def after_backward(self, ctx: Context) -> None:
-        strength = self.settings.pace.strength(ctx.progress)
-        if not self.settings.enhance or strength == 0:
-            super().after_backward(ctx)
-            return
-        modulated = [
-            p for m in self.modalities for p in self.scaled_parameters(ctx, m) if p.grad is not None and p.numel() > 1
-        ]
-        spread = [p.grad.std() + 1e-8 for p in modulated if p.grad is not None]
-        super().after_backward(ctx)
-        for i, (parameter, scale) in enumerate(zip(modulated, spread, strict=True)):
-            assert parameter.grad is not None
-            generator = torch.Generator(parameter.device).manual_seed(hashing.digest("ge", ctx.seed, ctx.step, i))
-            noise = torch.randn(parameter.shape, generator=generator, device=parameter.device, dtype=parameter.dtype)
-            parameter.grad.add_(strength * scale * noise)
 
 
 def modulation_coefficients(score_sums: Tensor, alpha: float) -> Tensor:

@@ -87,6 +87,7 @@ class Classifier(nn.Module):
     def __init__(self, encoders: Mapping[str, nn.Module], dims: Mapping[str, int], fusion: Fusion, classes: int):
         super().__init__()
         self.modalities = tuple(encoders)
+        self.dims = dict(dims)
         self.classes = classes
         self.encoders = nn.ModuleDict(encoders)
         self.unimodal_heads = nn.ModuleDict({m: nn.Linear(d, classes) for m, d in dims.items()})

@@ -93,7 +93,8 @@ def test_mlb_scales_the_gradients_as_the_authors_do(toy_step):
 
 
 def _step(method, classifier, items, optimizer=None):
-    ctx = make_context(classifier, optimizer)
+    ctx = make_context(classifier, optimizer, train=items)
+    method.before_epoch(ctx)
     train_step(ctx, method, [whole_batch(items)])
     return ctx
 
@@ -123,11 +124,11 @@ def test_ge_noise_has_the_gradients_spread_and_depends_on_the_step_alone():
 
     def noise(step):
         found = []
-        for options in ({}, {"enhance": True}):
+        for name in ("ogm", "ogm_ge"):
             classifier = make_classifier(width=16, dim=16)
             ctx = make_context(classifier)
             ctx.step = step
-            method = make_method("ogm", **options)
+            method = make_method(name)
             method.step(ctx, [whole_batch(items)])
             unscaled = gradients(classifier)
             method.after_backward(ctx)
@@ -174,7 +175,9 @@ def test_applied_to_updates_adam_moves_each_modality_by_k(name):
         torch.testing.assert_close(moves["gradient"][parameter], move, rtol=1e-3, atol=2e-7, msg=parameter)
 
 
-@pytest.mark.parametrize(("name", "base"), [("mlb", "multi_loss"), ("ogm", "joint"), ("agm", "joint")])
+@pytest.mark.parametrize(
+    ("name", "base"), [("mlb", "multi_loss"), ("ogm", "joint"), ("ogm_ge", "joint"), ("agm", "joint")]
+)
 def test_strength_zero_is_the_methods_own_baseline(name, base):
     items = make_items(24)
     off = PaceSettings(kind="constant", final=0.0)
@@ -195,7 +198,7 @@ def test_micro_batches_give_the_whole_batchs_step(name):
     weights = []
     for parts in ([24], [7, 17]):
         classifier, method = make_pair(name)
-        ctx = make_context(classifier)
+        ctx = make_context(classifier, train=items)
         bounds = np.cumsum([0, *parts])
         from raybal.data.batches import gather
 
@@ -203,6 +206,7 @@ def test_micro_batches_give_the_whole_batchs_step(name):
             gather(items, np.arange(a, b), torch.device("cpu"), total=24)
             for a, b in itertools.pairwise(bounds.tolist())
         ]
+        method.before_epoch(ctx)
         train_step(ctx, method, batches)
         weights.append(classifier.state_dict())
     for key, value in weights[0].items():
@@ -248,8 +252,9 @@ def test_every_method_takes_every_fusion_in_half_precision(name, fusion):
     items, found = make_items(12), []
     for autocast in (contextlib.nullcontext, lambda: torch.autocast("cpu", dtype=torch.bfloat16)):
         classifier, method = make_pair(name, fusion=fusion)
-        ctx = make_context(classifier)
+        ctx = make_context(classifier, train=items)
         ctx.autocast = autocast
+        method.before_epoch(ctx)
         train_step(ctx, method, [whole_batch(items)])
         assert all(torch.isfinite(p).all() for p in classifier.parameters())
         found.append(torch.stack(ctx.log["score"]) if "score" in ctx.log else torch.zeros(0))
@@ -288,9 +293,11 @@ def test_of_three_modalities_those_that_a_batch_has_are_balanced():
 def test_a_step_records_the_pace_in_force(name):
     pace = PaceSettings(kind="linear", initial=0.2)
     classifier, method = make_pair(name, pace=pace)
-    ctx = make_context(classifier)
+    items = make_items(6)
+    ctx = make_context(classifier, train=items)
+    method.before_epoch(ctx)
     for _ in range(3):
-        train_step(ctx, method, [whole_batch(make_items(6))])
+        train_step(ctx, method, [whole_batch(items)])
     assert [float(v) for v in ctx.log["pace"]] == pytest.approx([0.2, 0.28, 0.36])
 
 

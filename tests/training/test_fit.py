@@ -150,7 +150,7 @@ def _work(rank, world, port, folder, method, options):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("method", ["mlb", "ogm", "agm", "mmcosine", "multimodal_loss"])
+@pytest.mark.parametrize("method", ["mlb", "ogm", "agm", "mmcosine", "mmpareto", "multimodal_loss", "pmr"])
 def test_two_workers_equal_one_at_the_same_batch(tmp_path, method):
     """20 steps: the same coefficients, and the same weights to 1e-5."""
     options = {"epochs": 5, "batch_size": 12, "optimizer": "sgd", "learning_rate": 0.05, "clip_norm": 1.0}

@@ -1,0 +1,91 @@
+"""PMR's prototypes and weights against recorded ones."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from toy import make_context, make_items, make_pair, whole_batch
+
+from raybal.balancing.coefficient import true_class_probability
+from raybal.balancing.pmr import prototypical_weights, similarities, some_of_each_class, update_prototypes
+
+
+def test_prototypes_distances_and_the_switch_equal_the_authors(vectors):
+    data = {k: torch.from_numpy(v) for k, v in vectors("pmr").items()}
+    data = {k: v.double() if v.is_floating_point() else v for k, v in data.items()}
+    labels, scores, losses = data["label"], [], []
+    for m in ("a", "v"):
+        sums = torch.zeros_like(data[f"proto_{m}"]).index_add_(0, labels, data[f"feat_{m}_for_proto"])
+        prototypes = update_prototypes(None, sums, data["class_counts"], 0.0)
+        torch.testing.assert_close(prototypes, data[f"proto_{m}"], rtol=1e-10, atol=1e-10)
+        similarity = similarities(data[f"feat_{m}"], data[f"proto_{m}"])
+        # Recorded in float32, and with it what follows.
+        torch.testing.assert_close(similarity, data[f"neg_dist_{m}"], rtol=1e-6, atol=0)
+        scores.append(true_class_probability(similarity, labels).sum())
+        losses.append(F.cross_entropy(similarity, labels))
+        torch.testing.assert_close(losses[-1], data[f"loss_proto_{m}"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(scores[0] / scores[1], data["ratio_a"], rtol=1e-7, atol=0)
+    weights = prototypical_weights(torch.stack(scores))
+    assert weights.tolist() == [float(data["beta_on_audio"]), float(data["lam_on_visual"])]
+    sums = data["proto_a"] * data["class_counts"][:, None]
+    moved = update_prototypes(data["proto_prev"], sums, data["class_counts"], float(data["momentum"]))
+    torch.testing.assert_close(moved, data["proto_a_ema"], rtol=1e-10, atol=1e-10)
+
+
+def test_only_the_weakest_that_was_seen_and_only_if_it_is_behind():
+    assert prototypical_weights(torch.tensor([0.3, 0.1, 0.2])).tolist() == [0, 1, 0]
+    seen = torch.tensor([True, False, True])
+    assert prototypical_weights(torch.tensor([0.3, 0.0, 0.2]), seen).tolist() == [0, 0, 1]
+    assert prototypical_weights(torch.tensor([0.3, 0.3])).tolist() == [0, 0]
+    assert prototypical_weights(torch.tensor([0.3, 0.0]), torch.tensor([True, False])).tolist() == [0, 0]
+
+
+def test_a_class_without_items_keeps_its_prototype_or_has_none():
+    sums, counts = torch.tensor([[2.0, 4.0], [0.0, 0.0]]), torch.tensor([2.0, 0.0])
+    first = update_prototypes(None, sums, counts, 0.5)
+    assert first[0].tolist() == [1.0, 2.0]
+    assert similarities(torch.zeros(1, 2), first)[0, 1] == -torch.inf
+    second = update_prototypes(first, torch.tensor([[0.0, 0.0], [3.0, 3.0]]), torch.tensor([0.0, 1.0]), 0.5)
+    assert second.tolist() == [[1.0, 2.0], [3.0, 3.0]]
+
+
+def test_items_of_prototypes_are_drawn_from_every_class():
+    labels = np.array([0] * 30 + [1] * 5 + [3])
+    ids = [f"item-{i}" for i in range(36)]
+    chosen = some_of_each_class(ids, labels, 0.1, seed=1)
+    assert np.bincount(labels[chosen]).tolist() == [3, 1, 0, 1]
+    assert chosen.tolist() != some_of_each_class(ids, labels, 0.1, seed=2).tolist()
+    assert some_of_each_class(ids, labels, 1.0, seed=1).tolist() == list(range(36))
+
+
+def test_an_epochs_prototypes_are_the_class_means_of_what_is_there():
+    items = make_items(30, missing=0.4)
+    classifier, method = make_pair("pmr", share=1.0)
+    ctx = make_context(classifier, train=items)
+    method.before_epoch(ctx)
+    batch = whole_batch(items)
+    with torch.no_grad():
+        embeddings = classifier.eval().encode(batch.inputs, batch.present).embeddings
+    for i, m in enumerate(("audio", "video")):
+        for c in range(3):
+            rows = (batch.labels == c) & batch.present[:, i]
+            torch.testing.assert_close(method._prototypes[m][c].float(), embeddings[m][rows].mean(0))
+
+
+@pytest.mark.parametrize("alpha", [1.0, 3.0])
+def test_the_weaker_modalitys_prototype_loss_is_added(alpha):
+    items = make_items(24)
+    batch = whole_batch(items)
+    classifier, method = make_pair("pmr", alpha=alpha)
+    ctx = make_context(classifier, train=items)
+    method.before_epoch(ctx)
+    loss = method.step(ctx, [batch])
+    (weights,) = ctx.log["prototype_weight"]
+    assert sorted(weights.tolist()) == [0.0, alpha]
+    output = classifier(batch.inputs, batch.present)
+    expected = sum(F.cross_entropy(z, batch.labels) for z in (output.logits, *output.unimodal_logits.values()))
+    weak = ("audio", "video")[int(weights.argmax())]
+    expected = expected + alpha * F.cross_entropy(
+        -torch.cdist(output.embeddings[weak], method._prototypes[weak].float()), batch.labels
+    )
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-4, atol=1e-4)
