@@ -1,10 +1,11 @@
 """Freed memory, kept for the next batch.
 
 By default glibc gives every large block back to the system as soon as it is freed, and a model on a CPU frees its
-activations batch after batch: the pages that come and go take a quarter to two thirds of the time.
+activations batch after batch: fetching the pages anew takes a large part of the time.
 
-What it costs is memory: the heap has gaps, so a process holds up to about twice what it had at its peak. Threads
-other than the main one have heaps of their own, in which only blocks below 64 MB are kept.
+What it costs is memory: the heap has gaps, so a process holds more than it had in use at its peak (twice as much
+with the activations of a network; glibc 2.36 keeps up to nine blocks of one size where one is in use at a time).
+Threads other than the main one have heaps of their own, in which only blocks below 64 MB are kept.
 """
 
 from __future__ import annotations

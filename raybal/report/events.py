@@ -2,7 +2,7 @@
 
     tensorboard/rounds/       against the number of labels: test/<metric>/<head>, contribution/<modality>/query, /pool,
                               /test and /validation, dominated/<modality>/query and /pool
-    tensorboard/round-003/    against epochs: loss, validation/<metric>/<head>; with a method of coefficients, pace and
+    tensorboard/round-003/    against epochs: loss, validation/<metric>/<head>, and what the method has of pace and
                               coefficient/<modality>
 
 Contributions stand at the number of labels of the model that they are contributions of: for a query and its pool, the

@@ -176,7 +176,7 @@ def test_applied_to_updates_adam_moves_each_modality_by_k(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "base"), [("mlb", "multi_loss"), ("ogm", "joint"), ("ogm_ge", "joint"), ("agm", "joint")]
+    ("name", "base"), [("mlb", "multi_loss"), ("ogm", "joint"), ("ogm_ge", "joint"), ("agm", "joint"), ("pmr", "joint")]
 )
 def test_strength_zero_is_the_methods_own_baseline(name, base):
     items = make_items(24)
