@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+
+#: Which players take part, in order.
+Coalition = tuple[bool, ...]
 
 
 def shapley_values(logits: Callable[[Tensor], Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,22 +28,29 @@ def shapley_values(logits: Callable[[Tensor], Tensor], present: Tensor) -> tuple
         present: bool [n, M].
     """
     modalities = present.shape[1]
-    values: dict[tuple[bool, ...], Tensor] = {}
+    values: dict[Coalition, Tensor] = {}
     for coalition in itertools.product((False, True), repeat=modalities):
         mask = present & torch.tensor(coalition, device=present.device)
         predicted = logits(mask)
         values[coalition] = (predicted if predicted.dtype == torch.float64 else predicted.float()).softmax(1)
-    full = values[(True,) * modalities]
-    phi = torch.zeros(len(full), modalities, full.shape[1], dtype=full.dtype, device=full.device)
-    for m in range(modalities):
+    return shares_of_players(values), values[(True,) * modalities]
+
+
+def shares_of_players(values: Mapping[Coalition, Tensor]) -> Tensor:
+    """Returns the Shapley value of each player, [n, M, C], of the values [n, C] of all 2^M coalitions."""
+    players = len(next(iter(values)))
+    shares = []
+    for m in range(players):
+        share = torch.zeros_like(values[(True,) * players])
         for coalition, value in values.items():
             if coalition[m]:
                 continue
             size = sum(coalition)
-            weight = math.factorial(size) * math.factorial(modalities - size - 1) / math.factorial(modalities)
+            weight = math.factorial(size) * math.factorial(players - size - 1) / math.factorial(players)
             joined = (*coalition[:m], True, *coalition[m + 1 :])
-            phi[:, m] += weight * (values[joined] - value)
-    return phi, full
+            share = share + weight * (values[joined] - value)
+        shares.append(share)
+    return torch.stack(shares, 1)
 
 
 def contributions(phi: Tensor, classes: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ Li, Li, Hu, Zhang, Lei and Zhou, "Boosting Multi-modal Model Performance with Ad
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raybal.balancing.base import BalancingSettings, Context, in_full_precision, row_losses, unimodal_loss
+from raybal.analysis.contribution import Coalition, shares_of_players
+from raybal.balancing.base import Context, PacedSettings, in_full_precision, row_losses, unimodal_loss
+from raybal.balancing.coefficient import true_class_probability
 from raybal.balancing.lookahead import LookaheadMethod
-from raybal.balancing.pace import PaceSettings
 from raybal.data.batches import Batch
 from raybal.models.classifier import Classifier, Output
 from raybal.settings import setting
@@ -26,11 +26,10 @@ SMALLEST_PROBABILITY = 1e-8
 
 
 @dataclass(frozen=True)
-class AGMSettings(BalancingSettings):
+class AGMSettings(PacedSettings):
     """Settings of AGM. Published alpha: AV-MNIST 2.5; in Kontras et al.'s runs CREMA-D and AVE 3, UCF101 2."""
 
     method: str = setting("agm", help="balancing method")
-    pace: PaceSettings = setting(factory=PaceSettings, help="how strongly the method acts as training progresses")
     alpha: float = setting(
         1.0,
         gt=0,
@@ -69,15 +68,17 @@ class AGM(LookaheadMethod):
     Settings = AGMSettings
     settings: AGMSettings
 
-    def __init__(self, settings: BalancingSettings, modalities: tuple[str, ...], classes: int) -> None:
+    def __init__(self, settings: AGMSettings, modalities: tuple[str, ...], classes: int) -> None:
         super().__init__(settings, modalities, classes)
         self._state = initial_state(len(modalities))
         self._k = torch.ones(len(modalities))
 
-    def statistic(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
+    def terms(self, ctx: Context, output: Output) -> dict[str, Tensor]:
+        return marginal_logits(ctx.classifier, output.fusion_inputs, output.present)
+
+    def statistic(self, output: Output, terms: Mapping[str, Tensor], batch: Batch) -> Tensor:
         rows = batch.weights[:, None] * output.present
-        parts = marginal_logits(ctx.classifier, output.fusion_inputs, output.present)
-        losses = torch.stack([_cross_entropies(part, batch.labels) for part in parts.values()], 1)
+        losses = torch.stack([_cross_entropies(part, batch.labels) for part in terms.values()], 1)
         return torch.stack([(losses * rows).sum(0), rows.sum(0).to(losses.dtype)])
 
     def prepare(self, ctx: Context, sums: Tensor) -> None:
@@ -91,10 +92,9 @@ class AGM(LookaheadMethod):
         ctx.record("pace", torch.tensor(strength, dtype=torch.float64))
         self._k = k
 
-    def loss(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
-        parts = marginal_logits(ctx.classifier, output.fusion_inputs, output.present)
-        logits = sum(_with_gradient(part, self._k[i]) for i, part in enumerate(parts.values()))
-        assert isinstance(logits, Tensor)
+    def loss_of(self, output: Output, terms: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        parts = [_with_gradient(part, k) for part, k in zip(terms.values(), self._k, strict=True)]
+        logits = torch.stack(parts).sum(0)
         return row_losses(logits, batch).sum() / batch.total + unimodal_loss(output, batch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,30 +149,20 @@ def marginal_logits(classifier: Classifier, fusion_inputs: Mapping[str, Tensor],
     counted as zero: of two, (f - f_without + f_alone) / 2.
     """
     modalities = classifier.modalities
-    values: dict[tuple[bool, ...], Tensor | float] = {(False,) * len(modalities): 0.0}
-    for coalition in itertools.product((False, True), repeat=len(modalities)):
+    values: dict[Coalition, Tensor] = {}
+    for coalition in itertools.product((True, False), repeat=len(modalities)):
+        mask = present & torch.tensor(coalition, device=present.device)
         if any(coalition):
-            mask = present & torch.tensor(coalition, device=present.device)
-            # Where nothing is left the value is that of the empty coalition, whatever bias the head has.
             logits = in_full_precision(classifier.fuse(fusion_inputs, mask))
+            # Where nothing is left the value is that of the empty coalition, whatever bias the head has.
             values[coalition] = torch.where(mask.any(1)[:, None], logits, 0.0)
-    parts = {}
-    for i, m in enumerate(modalities):
-        part: Tensor | float = 0.0
-        for coalition, value in values.items():
-            if not coalition[i]:
-                size = sum(coalition)
-                weight = math.factorial(size) * math.factorial(len(modalities) - size - 1)
-                joined = (*coalition[:i], True, *coalition[i + 1 :])
-                part = part + weight / math.factorial(len(modalities)) * (values[joined] - value)
-        assert isinstance(part, Tensor)
-        parts[m] = part
-    return parts
+        else:
+            values[coalition] = torch.zeros_like(values[(True,) * len(modalities)])
+    return dict(zip(modalities, shares_of_players(values).unbind(1), strict=True))
 
 
 def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
-    probabilities = in_full_precision(logits).softmax(1).gather(1, labels[:, None]).squeeze(1)
-    return -probabilities.clamp(min=SMALLEST_PROBABILITY).log()
+    return -true_class_probability(logits, labels).clamp(min=SMALLEST_PROBABILITY).log()
 
 
 def _with_gradient(values: Tensor, factor: Tensor) -> Tensor:

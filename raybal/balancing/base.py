@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raybal.balancing.pace import PaceSettings
 from raybal.data.batches import Batch, Items
 from raybal.models.classifier import Classifier, Encoded, Output, ParameterGroup
 from raybal.registry import Registry
@@ -31,6 +32,13 @@ class BalancingSettings(Settings):
     @classmethod
     def resolve(cls, content: Mapping[str, Any]) -> type[BalancingSettings]:
         return METHODS.settings(content, "method", cls)
+
+
+@dataclass(frozen=True)
+class PacedSettings(BalancingSettings):
+    """Settings of methods that act more or less strongly as training progresses."""
+
+    pace: PaceSettings = setting(factory=PaceSettings, help="how strongly the method acts as training progresses")
 
 
 @dataclass

@@ -10,18 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from raybal.balancing.base import BalancingMethod, BalancingSettings, Context, in_full_precision
-from raybal.balancing.pace import PaceSettings
+from raybal.balancing.base import BalancingMethod, BalancingSettings, Context, PacedSettings, in_full_precision
 from raybal.data.batches import Batch
 from raybal.models.classifier import Output
 from raybal.settings import setting
 
 
 @dataclass(frozen=True)
-class CoefficientSettings(BalancingSettings):
+class CoefficientSettings(PacedSettings):
     """Settings that all coefficient methods share."""
 
-    pace: PaceSettings = setting(factory=PaceSettings, help="how strongly the method acts as training progresses")
     alpha: float = setting(0.5, gt=0, help="slope of the coefficient in the ratio of modality scores")
     apply_to: Literal["gradient", "update"] = setting(
         "gradient",

@@ -7,26 +7,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from raybal.balancing.base import BalancingMethod, Context, Predictor, in_full_precision, unimodal_loss
-from raybal.data.batches import Batch
-from raybal.models.classifier import Classifier, Output
+from raybal.balancing.base import Predictor, in_full_precision
+from raybal.balancing.unimodal import TrainedAlone
+from raybal.models.classifier import Classifier
 
 
-class Ensemble(BalancingMethod):
-    """Trains every encoder on its own head's loss alone and predicts with the mean of the log-probabilities.
+class Ensemble(TrainedAlone):
+    """Modalities trained alone, of which the mean of the log-probabilities predicts.
 
     The mean is over the modalities that an item has. A strong baseline: in its authors' comparison it equals or beats
     MLB in several columns (Kontras et al., NeurIPS 2025, table 1).
     """
 
     name = "ensemble"
-    trains_unimodal = True
-
-    def extend(self, classifier: Classifier) -> None:
-        classifier.fusion.requires_grad_(False)
-
-    def loss(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
-        return unimodal_loss(output, batch)
 
     def predictor(self, classifier: Classifier) -> Predictor:
         return _Mean(classifier)

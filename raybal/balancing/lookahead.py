@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -21,12 +22,20 @@ class LookaheadMethod(BalancingMethod):
     """
 
     @abstractmethod
-    def statistic(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
-        """Returns sums over these rows, of any shape; filling rows have weight 0."""
+    def terms(self, ctx: Context, output: Output) -> Mapping[str, Tensor]:
+        """Returns what both the statistic and the loss are made of, {m: [B, ...]}."""
+
+    @abstractmethod
+    def statistic(self, output: Output, terms: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Returns sums over these rows, of any shape, without gradients; filling rows have weight 0."""
 
     @abstractmethod
     def prepare(self, ctx: Context, sums: Tensor) -> None:
         """Takes in the statistic of the whole batch; called once a step, before any loss."""
+
+    @abstractmethod
+    def loss_of(self, output: Output, terms: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Returns the objective's share of these rows, as `loss` does."""
 
     def step(self, ctx: Context, batches: list[Batch]) -> Tensor:
         if len(batches) > 1:
@@ -36,11 +45,12 @@ class LookaheadMethod(BalancingMethod):
             with no_sync(ctx.module, i == len(batches) - 1):
                 with ctx.autocast():
                     output = ctx.module(batch.inputs, batch.present, detach_heads=not self.trains_unimodal)
-                    if len(batches) == 1:
-                        with torch.no_grad():
-                            sums = self.statistic(ctx, output, batch)
-                        self.prepare(ctx, ctx.all_reduce(sums)())
-                    loss = self.loss(ctx, output, batch)
+                    terms = self.terms(ctx, output)
+                if len(batches) == 1:
+                    with torch.no_grad():
+                        sums = self.statistic(output, terms, batch)
+                    self.prepare(ctx, ctx.all_reduce(sums)())
+                loss = self.loss_of(output, terms, batch)
                 (loss * ctx.world).backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
@@ -51,7 +61,9 @@ class LookaheadMethod(BalancingMethod):
         total: Tensor | None = None
         for batch in batches:
             with ctx.autocast():
-                sums = self.statistic(ctx, ctx.classifier(batch.inputs, batch.present), batch)
+                output = ctx.classifier(batch.inputs, batch.present)
+                terms = self.terms(ctx, output)
+            sums = self.statistic(output, terms, batch)
             total = sums if total is None else total + sums
         for buffer, before in buffers:
             buffer.copy_(before)

@@ -5,14 +5,13 @@ Wei and Hu, "MMPareto: Boosting Multimodal Learning with Innocent Unimodal Assis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from raybal.balancing.base import BalancingMethod, BalancingSettings, Context, fused_loss, unimodal_loss
-from raybal.balancing.pace import PaceSettings
+from raybal.balancing.base import BalancingMethod, Context, PacedSettings, fused_loss, unimodal_loss
 from raybal.data.batches import Batch
 from raybal.settings import setting
 
@@ -20,11 +19,10 @@ SMALLEST_WEIGHT = 0.001
 
 
 @dataclass(frozen=True)
-class MMParetoSettings(BalancingSettings):
+class MMParetoSettings(PacedSettings):
     """Settings of MMPareto. Published gamma 1.5 (SGD at 2e-3); in Kontras et al.'s runs 0.5 to 3."""
 
     method: str = setting("mmpareto", help="balancing method")
-    pace: PaceSettings = setting(factory=PaceSettings, help="how strongly the method acts as training progresses")
     gamma: float = setting(
         1.5,
         gt=0,
@@ -49,43 +47,35 @@ class MMPareto(BalancingMethod):
     trains_unimodal = True
 
     def step(self, ctx: Context, batches: list[Batch]) -> Tensor:
-        encoders = {m: [p for p in group.encoder if p.requires_grad] for m, group in ctx.groups.items()}
-        own = {id(p) for parameters in encoders.values() for p in parameters}
-        heads = [p for group in ctx.groups.values() for p in group.unimodal_head if p.requires_grad]
-        apart = own | {id(p) for p in heads}
-        shared = [p for p in ctx.classifier.parameters() if p.requires_grad and id(p) not in apart]
-        everywhere = [p for parameters in encoders.values() for p in parameters]
-        fused = [torch.zeros_like(p) for p in (*everywhere, *shared)]
-        unimodal = [torch.zeros_like(p) for p in (*everywhere, *heads)]
+        trained = [p for p in ctx.classifier.parameters() if p.requires_grad]
+        fused, unimodal = ({p: torch.zeros_like(p) for p in trained} for _ in range(2))
         losses = []
         for batch in batches:
             with ctx.autocast():
                 output = ctx.classifier(batch.inputs, batch.present)
             # No encoder's gradient of the sum of all heads' losses holds anything of another modality's.
-            each = unimodal_loss(output, batch)
-            joint = fused_loss(output, batch)
-            _add(fused, joint, [*everywhere, *shared], keep=True)
-            _add(unimodal, each, [*everywhere, *heads], keep=False)
-            losses.append((joint + each).detach())
-        _reduce(ctx, [*fused, *unimodal])
-        for p, g in zip((*shared, *heads), (*fused[len(everywhere) :], *unimodal[len(everywhere) :]), strict=True):
-            p.grad = g
-        self._join(ctx, encoders, fused, unimodal)
+            joint, heads = fused_loss(output, batch), unimodal_loss(output, batch)
+            _add(fused, joint, keep=True)
+            _add(unimodal, heads, keep=False)
+            losses.append((joint + heads).detach())
+        _reduce(ctx, [*fused.values(), *unimodal.values()])
+        for p in trained:
+            p.grad = fused[p] + unimodal[p]
+        self._join(ctx, fused, unimodal)
         return torch.stack(losses).sum()
 
     def _join(
-        self, ctx: Context, encoders: dict[str, list[nn.Parameter]], fused: list[Tensor], unimodal: list[Tensor]
+        self, ctx: Context, fused: Mapping[nn.Parameter, Tensor], unimodal: Mapping[nn.Parameter, Tensor]
     ) -> None:
         strength = self.settings.pace.strength(ctx.progress)
-        weights, start = [], 0
-        for parameters in encoders.values():
-            part = slice(start, start + len(parameters))
-            start += len(parameters)
-            weight = fused_weight(fused[part], unimodal[part])
-            joined = combine(fused[part], unimodal[part], self.settings.gamma, weight)
-            for p, g, f, u in zip(parameters, joined, fused[part], unimodal[part], strict=True):
-                p.grad = f + u + strength * (g - f - u)
-            weights.append(weight)
+        weights = []
+        for m in self.modalities:
+            encoder = [p for p in ctx.groups[m].encoder if p in fused]
+            f, u = [fused[p] for p in encoder], [unimodal[p] for p in encoder]
+            weights.append(fused_weight(f, u))
+            for p, joined in zip(encoder, combine(f, u, self.settings.gamma, weights[-1]), strict=True):
+                assert p.grad is not None
+                p.grad.lerp_(joined, strength)
         ctx.record("fused_weight", torch.stack(weights))
         ctx.record("pace", torch.tensor(strength, dtype=torch.float64))
 
@@ -121,9 +111,9 @@ def combine(
     return joined
 
 
-def _add(totals: list[Tensor], loss: Tensor, parameters: Sequence[nn.Parameter], *, keep: bool) -> None:
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=keep, allow_unused=True)
-    for total, gradient in zip(totals, gradients, strict=True):
+def _add(totals: Mapping[nn.Parameter, Tensor], loss: Tensor, *, keep: bool) -> None:
+    gradients = torch.autograd.grad(loss, list(totals), retain_graph=keep, allow_unused=True)
+    for total, gradient in zip(totals.values(), gradients, strict=True):
         if gradient is not None:
             total += gradient
 

@@ -18,12 +18,12 @@ from raybal.balancing.base import (
     BalancingMethod,
     BalancingSettings,
     Context,
+    PacedSettings,
     Predictor,
     in_full_precision,
     row_losses,
     unimodal_loss,
 )
-from raybal.balancing.pace import PaceSettings
 from raybal.data.batches import Batch
 from raybal.models.classifier import Classifier, Output
 from raybal.settings import setting
@@ -34,13 +34,13 @@ EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
-class MultiModalLossSettings(BalancingSettings):
-    """Settings of the MultiModal loss. Published: 20 proxies, gamma 0.1, Adam at 5e-4 with weight decay 1e-4."""
+class MultiModalLossSettings(PacedSettings):
+    """Settings of the MultiModal loss. Published: 20 proxies, gamma 0.1, Adam at 5e-4 with weight decay 1e-4.
+
+    The pace is that of the proxies: at strength 0 the loss is that of the plain sum of the scores.
+    """
 
     method: str = setting("multimodal_loss", help="balancing method")
-    pace: PaceSettings = setting(
-        factory=PaceSettings, help="how strongly the proxies act as training progresses (0: the plain sum of scores)"
-    )
     proxies: int = setting(20, ge=1, help="proxies a class", search={"kind": "choice", "values": [1, 5, 10, 20, 50]})
     gamma: float = setting(
         0.1,
@@ -162,8 +162,8 @@ class MultiModal(BalancingMethod):
         assert self._hits is not None
         hits, counts = ctx.all_reduce(self._hits)().tolist()
         self._hits = None
-        if ctx.rank == 0:
-            for m in switched(dict(zip(self.modalities, zip(hits, counts, strict=True), strict=True)), self.classes):
+        for m, right, items in zip(self.modalities, hits, counts, strict=True):
+            if ctx.rank == 0 and is_switched(right, items, self.classes):
                 log.warning(
                     "the scores of %s are worse than guessing on the training items: they stand for other classes than "
                     "their own, and cannot be read as predictions; --balancing.unimodal-weight 0.1 prevents that",
@@ -192,15 +192,11 @@ def multimodal_logits(
     return loss.logits(scores, strength)
 
 
-def switched(hits: Mapping[str, tuple[float, float]], classes: int) -> list[str]:
-    """Returns the modalities whose heads are right less often than by guessing among the classes, beyond chance
-    (three standard errors), from {m: (right, items)}."""
+def is_switched(right: float, items: float, classes: int) -> bool:
+    """Returns whether a head that is right on so many items does worse than guessing among the classes, by more than
+    three standard errors."""
     guessing = 1 / classes
-    return [
-        m
-        for m, (right, items) in hits.items()
-        if items and right / items < guessing - 3 * (guessing * (1 - guessing) / items) ** 0.5
-    ]
+    return items > 0 and right / items < guessing - 3 * (guessing * (1 - guessing) / items) ** 0.5
 
 
 class _ThroughProxies(Predictor):

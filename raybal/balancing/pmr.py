@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raybal import hashing
-from raybal.balancing.base import BalancingSettings, Context, in_full_precision, row_losses, unimodal_loss
+from raybal.balancing.base import Context, PacedSettings, in_full_precision, row_losses, unimodal_loss
 from raybal.balancing.coefficient import true_class_probability
 from raybal.balancing.lookahead import LookaheadMethod
-from raybal.balancing.pace import PaceSettings
 from raybal.data.batches import Batch, fixed_batches, gather
 from raybal.models.classifier import Output
 from raybal.settings import setting
@@ -27,11 +26,10 @@ BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
-class PMRSettings(BalancingSettings):
+class PMRSettings(PacedSettings):
     """Settings of PMR. Published alpha 1; in Kontras et al.'s runs CREMA-D 1.75 (until epoch 70), AVE 1.5, UCF101 3."""
 
     method: str = setting("pmr", help="balancing method")
-    pace: PaceSettings = setting(factory=PaceSettings, help="how strongly the method acts as training progresses")
     alpha: float = setting(
         1.0,
         gt=0,
@@ -67,7 +65,7 @@ class PMR(LookaheadMethod):
     Settings = PMRSettings
     settings: PMRSettings
 
-    def __init__(self, settings: BalancingSettings, modalities: tuple[str, ...], classes: int) -> None:
+    def __init__(self, settings: PMRSettings, modalities: tuple[str, ...], classes: int) -> None:
         super().__init__(settings, modalities, classes)
         self._prototypes: dict[str, Tensor] = {}
         self._weights = torch.zeros(len(modalities))
@@ -78,11 +76,12 @@ class PMR(LookaheadMethod):
         for m, (sums, counts) in _class_sums(ctx, positions, self.classes).items():
             self._prototypes[m] = update_prototypes(self._prototypes.get(m), sums, counts, self.settings.momentum)
 
-    def statistic(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
+    def terms(self, ctx: Context, output: Output) -> dict[str, Tensor]:
+        return {m: similarities(z, self._prototypes[m]) for m, z in output.embeddings.items()}
+
+    def statistic(self, output: Output, terms: Mapping[str, Tensor], batch: Batch) -> Tensor:
         rows = batch.weights[:, None] * output.present
-        scores = torch.stack(
-            [true_class_probability(s, batch.labels) for s in self._similarities(output.embeddings).values()], 1
-        )
+        scores = torch.stack([true_class_probability(s, batch.labels) for s in terms.values()], 1)
         return torch.stack([(scores * rows).sum(0), rows.sum(0).to(scores.dtype)])
 
     def prepare(self, ctx: Context, sums: Tensor) -> None:
@@ -94,15 +93,12 @@ class PMR(LookaheadMethod):
         ctx.record("score", scores)
         ctx.record("pace", torch.tensor(strength, dtype=torch.float64))
 
-    def loss(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
+    def loss_of(self, output: Output, terms: Mapping[str, Tensor], batch: Batch) -> Tensor:
         loss = row_losses(output.logits, batch).sum() / batch.total + unimodal_loss(output, batch)
-        for i, similarities in enumerate(self._similarities(output.embeddings).values()):
-            own = (row_losses(similarities, batch) * output.present[:, i]).sum() / batch.total
+        for i, similarity in enumerate(terms.values()):
+            own = (row_losses(similarity, batch) * output.present[:, i]).sum() / batch.total
             loss = loss + self._weights[i] * own
         return loss
-
-    def _similarities(self, embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {m: similarities(z, self._prototypes[m]) for m, z in embeddings.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {f"prototypes.{m}": value for m, value in self._prototypes.items()}

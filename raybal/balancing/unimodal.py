@@ -22,17 +22,28 @@ class UnimodalSettings(BalancingSettings):
     modality: str | None = setting(None, help="the modality that predicts; none: the pool's first")
 
 
-class Unimodal(BalancingMethod):
-    """Trains every encoder on its own head's loss alone, all at once, and predicts with one of the heads.
+class TrainedAlone(BalancingMethod):
+    """Trains every encoder on its own head's loss alone, all at once.
 
     No gradient passes from one modality to another, so each head is what training that modality alone gives, but for
     clipping, which looks at all gradients together.
     """
 
+    trains_unimodal = True
+
+    def extend(self, classifier: Classifier) -> None:
+        classifier.fusion.requires_grad_(False)
+
+    def loss(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
+        return unimodal_loss(output, batch)
+
+
+class Unimodal(TrainedAlone):
+    """Modalities trained alone, of which one predicts."""
+
     name = "unimodal"
     Settings = UnimodalSettings
     settings: UnimodalSettings
-    trains_unimodal = True
 
     def __init__(self, settings: BalancingSettings, modalities: tuple[str, ...], classes: int) -> None:
         super().__init__(settings, modalities, classes)
@@ -42,12 +53,6 @@ class Unimodal(BalancingMethod):
                 f"balancing.modality: {wanted!r} is not accepted; the pool has {', '.join(modalities)}"
                 f"{did_you_mean(wanted, modalities)}"
             )
-
-    def extend(self, classifier: Classifier) -> None:
-        classifier.fusion.requires_grad_(False)
-
-    def loss(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
-        return unimodal_loss(output, batch)
 
     def predictor(self, classifier: Classifier) -> Predictor:
         return _OneHead(classifier, self.settings.modality or self.modalities[0])

@@ -115,9 +115,7 @@ class Classifier(nn.Module):
     def encode(self, inputs: Mapping[str, Tensor], present: Tensor) -> Encoded:
         """Runs the encoders alone, on {m: [B, *shape_m]}, zeros where missing, and present bool [B, M]."""
         tokens = {m: self.encoders[m](inputs[m]) for m in self.modalities}
-        embeddings = {
-            m: torch.where(present[:, i, None], tokens[m].mean(dim=1), 0.0) for i, m in enumerate(self.modalities)
-        }
+        embeddings = self._masked({m: x.mean(dim=1) for m, x in tokens.items()}, present)
         return Encoded(embeddings, tokens if self.fusion.takes_tokens else embeddings, present)
 
     def unimodal_logits(self, embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -126,7 +124,11 @@ class Classifier(nn.Module):
 
     def pooled(self, fusion_inputs: Mapping[str, Tensor], present: Tensor) -> dict[str, Tensor]:
         """Returns embeddings {m: [B, d_m]} of fusion inputs, zeros where masked (present bool [B, M])."""
-        embeddings = {m: x.mean(dim=1) for m, x in fusion_inputs.items()} if self.fusion.takes_tokens else fusion_inputs
+        if self.fusion.takes_tokens:
+            fusion_inputs = {m: tokens.mean(dim=1) for m, tokens in fusion_inputs.items()}
+        return self._masked(fusion_inputs, present)
+
+    def _masked(self, embeddings: Mapping[str, Tensor], present: Tensor) -> dict[str, Tensor]:
         return {m: torch.where(present[:, i, None], embeddings[m], 0.0) for i, m in enumerate(self.modalities)}
 
     def fuse(self, fusion_inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:

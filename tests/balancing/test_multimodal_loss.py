@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from toy import make_context, make_items, make_pair, make_spec, whole_batch
 
-from raybal.balancing.multimodal_loss import MultiModalLoss, multimodal_logits, switched
+from raybal.balancing.multimodal_loss import MultiModalLoss, is_switched, multimodal_logits
 from raybal.balancing.pace import PaceSettings
 from raybal.predictor import load_predictor, save_predictor
 from raybal.store import Store
@@ -148,8 +148,8 @@ def test_what_is_saved_predicts_as_it_was_trained(tmp_path):
 
 
 def test_heads_that_stand_for_other_classes_are_reported(caplog):
-    assert switched({"audio": (300.0, 1000.0), "video": (340.0, 1000.0), "text": (0.0, 0.0)}, 3) == []
-    assert switched({"audio": (250.0, 1000.0), "video": (340.0, 1000.0)}, 3) == ["audio"]
+    assert [is_switched(right, 1000.0, 3) for right in (250.0, 300.0, 340.0)] == [True, False, False]
+    assert not is_switched(0.0, 0.0, 3)
 
     items = make_items(60)
     classifier, method = make_pair("multimodal_loss")
