@@ -136,7 +136,8 @@ def defining(settings: Settings) -> dict[str, Any]:
             found |= {f"{field.name}.{key}": v for key, v in defining(value).items()}
         elif isinstance(value, Mapping):
             for name, inner in value.items():
-                found |= {f"{field.name}.{name}.{key}": v for key, v in defining(inner).items()}
+                keys = defining(inner) if isinstance(inner, Settings) else {"": inner}
+                found |= {f"{field.name}.{name}.{key}".rstrip("."): v for key, v in keys.items()}
         else:
             found[field.name] = list(value) if isinstance(value, tuple) else value
     return found
@@ -187,19 +188,30 @@ def _options(cls: type[Settings], prefix: str, group: str, arguments: Sequence[s
         if dataclasses.is_dataclass(hint):
             section = typing.cast(type[Settings], hint)
             found |= _options(section, f"{key}.", title, arguments)
-            for name, variant in _variants(section):
-                by_name = f"{key}, by {_NAMES[section]}"
-                for own, option in _options(variant, f"{key}.", by_name, arguments).items():
-                    if found.setdefault(own, option).group == by_name:
-                        found[own].variants[name] = option.field.default
+            found |= _options_of_variants(section, key, f"{key}, by {_NAMES.get(section)}", arguments, found)
         elif _holds_settings(hint):
             # A section a name, and the names are the user's: those on this command line.
             section = typing.get_args(hint)[1]
             for name in ["NAME", *_names_below(key, arguments)]:
                 found |= _options(section, f"{key}.{name}.", title, arguments)
+                found |= _options_of_variants(
+                    section, f"{key}.{name}", f"{key}.NAME, by {_NAMES.get(section)}", arguments, found
+                )
         else:
             found[key] = _Option(field, hint, group, {})
     return found
+
+
+def _options_of_variants(
+    section: type[Settings], key: str, group: str, arguments: Sequence[str], found: dict[str, _Option]
+) -> dict[str, _Option]:
+    """Returns the keys that only some methods or strategies of a section have, and which."""
+    own: dict[str, _Option] = {}
+    for name, variant in _variants(section):
+        for inner, option in _options(variant, f"{key}.", group, arguments).items():
+            if inner not in found:
+                own.setdefault(inner, option).variants[name] = option.field.default
+    return own
 
 
 _NAMES: dict[type[Settings], str] = {BalancingSettings: "method", QuerySettings: "strategy"}

@@ -49,7 +49,7 @@ def save_predictor(
     """Writes a predictor as one safetensors file that says how to build it.
 
     Args:
-        tensors: the model's under "model." and the method's under "method.", as checkpoints have them.
+        tensors: the model's, under "model." as checkpoints have them.
         facts: plain values to keep beside it.
     """
     content = dataclasses.asdict(spec)
@@ -63,10 +63,5 @@ def load_predictor(store: Store, name: str, device: torch.device | str = "cpu") 
     """Returns (predictor in eval mode, the facts saved beside it)."""
     tensors, metadata = store.read_tensors(name)
     classifier, method = from_plain(PredictorSpec, metadata.pop("spec")).build()
-    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "method": {}}
-    for key, value in tensors.items():
-        part, _, rest = key.partition(".")
-        parts[part][rest] = value
-    classifier.load_state_dict(parts["model"])
-    method.load_state_dict(parts["method"])
+    classifier.load_state_dict({key.removeprefix("model."): value for key, value in tensors.items()})
     return method.predictor(classifier.to(device).eval()), metadata

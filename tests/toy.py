@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from raybal.balancing.base import METHODS, BalancingMethod, Context
+from raybal.balancing.base import METHODS, BalancingMethod, Context, Predictor
 from raybal.data.batches import Batch, Items
 from raybal.data.schema import Modality
 from raybal.models.classifier import Classifier, ModelSettings, build_classifier
 from raybal.models.encoders import EncoderSettings
 from raybal.predictor import PredictorSpec
+from raybal.training.evaluate import evaluate
 
 AUDIO = Modality("audio", "audio", (1, 16, 12), "float32", (-1.0,), (2.0,))
 VIDEO = Modality("video", "video", (3, 1, 16, 16), "uint8", (120.0,), (40.0,))
@@ -79,6 +80,7 @@ def make_context(
     optimizer: torch.optim.Optimizer | None = None,
     steps: int = 10,
     train: Items | None = None,
+    held_out: Items | None = None,
 ) -> Context:
     return Context(
         classifier=classifier,
@@ -88,12 +90,15 @@ def make_context(
         train=Items([], {}, np.zeros((0, len(classifier.modalities)), bool), np.zeros(0, np.int64))
         if train is None
         else train,
+        held_out=held_out,
         device=torch.device("cpu"),
         seed=3,
         rank=0,
         world=1,
         all_reduce=lambda value: lambda: value,
         autocast=contextlib.nullcontext,
+        evaluate=lambda model, items: evaluate(Predictor(model), items, torch.device("cpu")),
+        rehearse=lambda method, epochs: classifier,
         steps=steps,
     )
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from raybal.analysis.contribution import Coalition, shares_of_players
-from raybal.balancing.base import Context, PacedSettings, in_full_precision, row_losses, unimodal_loss
+from raybal.balancing.base import Context, in_full_precision, row_losses, unimodal_loss, with_gradient
 from raybal.balancing.coefficient import true_class_probability
 from raybal.balancing.lookahead import LookaheadMethod
+from raybal.balancing.paced import PacedSettings
 from raybal.data.batches import Batch
 from raybal.models.classifier import Classifier, Output
 from raybal.settings import setting
@@ -67,6 +68,7 @@ class AGM(LookaheadMethod):
     name = "agm"
     Settings = AGMSettings
     settings: AGMSettings
+    scores_modalities = True
 
     def __init__(self, settings: AGMSettings, modalities: tuple[str, ...], classes: int) -> None:
         super().__init__(settings, modalities, classes)
@@ -83,26 +85,26 @@ class AGM(LookaheadMethod):
 
     def prepare(self, ctx: Context, sums: Tensor) -> None:
         sums, counts = sums.double()
-        strength = self.settings.pace.strength(ctx.progress)
         self._state = AGMState(self._state.cross_entropies.to(sums.device), self._state.steps.to(sums.device))
-        k = update_coefficients(self._state, sums / counts.clamp(min=1), self.settings.alpha, counts > 0)
-        k = 1 + strength * (k - 1)
-        ctx.record("coefficient", k)
-        ctx.record("score", sums / counts.clamp(min=1))
-        ctx.record("pace", torch.tensor(strength, dtype=torch.float64))
-        self._k = k
+        losses = sums / counts.clamp(min=1)
+        # The mean cross-entropy as a probability: the larger, the further a modality is.
+        self.pace.observe(torch.exp(-losses), counts > 0, ctx.step)
+        k = update_coefficients(self._state, losses, self.settings.alpha, counts > 0)
+        self._k = 1 + self.strengths(ctx) * (k - 1)
+        ctx.record("coefficient", self._k)
+        ctx.record("score", losses)
 
     def loss_of(self, output: Output, terms: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        parts = [_with_gradient(part, k) for part, k in zip(terms.values(), self._k, strict=True)]
+        parts = [with_gradient(part, k) for part, k in zip(terms.values(), self._k, strict=True)]
         logits = torch.stack(parts).sum(0)
         return row_losses(logits, batch).sum() / batch.total + unimodal_loss(output, batch)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"cross_entropies": self._state.cross_entropies, "steps": self._state.steps}
+        return super().state_dict() | {"cross_entropies": self._state.cross_entropies, "steps": self._state.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state:
-            self._state = AGMState(state["cross_entropies"], state["steps"])
+        super().load_state_dict(state)
+        self._state = AGMState(state["cross_entropies"], state["steps"])
 
 
 def initial_state(modalities: int) -> AGMState:
@@ -163,8 +165,3 @@ def marginal_logits(classifier: Classifier, fusion_inputs: Mapping[str, Tensor],
 
 def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
     return -true_class_probability(logits, labels).clamp(min=SMALLEST_PROBABILITY).log()
-
-
-def _with_gradient(values: Tensor, factor: Tensor) -> Tensor:
-    """Returns the same values, whose gradient is multiplied by a factor."""
-    return values.detach() + factor.to(values.dtype) * (values - values.detach())

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raybal.balancing.pace import PaceSettings
 from raybal.data.batches import Batch, Items
 from raybal.models.classifier import Classifier, Encoded, Output, ParameterGroup
 from raybal.registry import Registry
@@ -34,13 +33,6 @@ class BalancingSettings(Settings):
         return METHODS.settings(content, "method", cls)
 
 
-@dataclass(frozen=True)
-class PacedSettings(BalancingSettings):
-    """Settings of methods that act more or less strongly as training progresses."""
-
-    pace: PaceSettings = setting(factory=PaceSettings, help="how strongly the method acts as training progresses")
-
-
 @dataclass
 class Context:
     """What a method may use during training.
@@ -51,11 +43,16 @@ class Context:
         optimizer: over all parameters.
         groups: each modality's own parameters.
         train: the items that gradients come from, as `batches` gives them; all of them, on every worker.
+        held_out: the training items that the method keeps gradients away from (`holdout_share`); None if it wants none.
         device: where the model runs.
         seed: of this training run.
         rank, world: this worker's number and the number of workers.
         all_reduce: sums a tensor over all workers, in place; returns a function that waits for the result.
         autocast: makes the context in which forward passes run.
+        evaluate: measures a model's fused logits and unimodal heads on items, as `raybal.training.evaluate` does; all
+            workers take part.
+        rehearse: trains a copy of the model, from where it stands, with another method for a number of epochs on the
+            batches that come next, and returns the copy; all workers take part, and the run itself does not notice.
         epoch, step, steps: epochs done, steps done in all, and steps of the whole run.
     """
 
@@ -64,12 +61,15 @@ class Context:
     optimizer: torch.optim.Optimizer
     groups: Mapping[str, ParameterGroup]
     train: Items
+    held_out: Items | None
     device: torch.device
     seed: int
     rank: int
     world: int
     all_reduce: Callable[[Tensor], Callable[[], Tensor]]
     autocast: Callable[[], AbstractContextManager[Any]]
+    evaluate: Callable[[Classifier, Items], dict[str, Any]]
+    rehearse: Callable[[BalancingMethod, int], Classifier]
     steps: int
     epoch: int = 0
     step: int = 0
@@ -121,6 +121,14 @@ class BalancingMethod:
     #: Whether the unimodal heads are part of the objective. Where they are not, they are trained on detached
     #: embeddings in the same step, so that unimodal accuracy means something for every method.
     trains_unimodal: ClassVar[bool] = False
+    #: Checks of `raybal.testing` that do not hold for the method, by name, with the mathematical reason.
+    exceptions: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def holdout_share(self) -> float:
+        """The share of the training items that gradients must not come from, because the method measures on them.
+        Validation items are not for methods: what they have influenced, they cannot judge."""
+        return 0.0
 
     def __init__(self, settings: BalancingSettings, modalities: tuple[str, ...], classes: int) -> None:
         self.settings = settings
@@ -174,11 +182,13 @@ class BalancingMethod:
     def after_optimizer(self, ctx: Context) -> None:
         """Called when the optimizer has stepped."""
 
-    def after_epoch(self, ctx: Context, metrics: dict[str, Any]) -> None:
-        """Called with the epoch's validation metrics (empty without a validation set)."""
+    def after_epoch(self, ctx: Context) -> None:
+        """Called when an epoch is trained and validated, before it is checkpointed: the weights must stay as they are.
+        What changes them between epochs belongs in `before_epoch`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the tensors and numbers that a resumed run needs; whatever is not here is lost."""
+        """Returns the tensors and numbers that a resumed run needs; whatever is not here is lost. What predictions
+        need belongs in `classifier.extra`."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -206,19 +216,29 @@ def in_full_precision(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
+def with_gradient(values: Tensor, factor: Tensor | float) -> Tensor:
+    """Returns the same values, whose gradient is multiplied by a factor."""
+    factor = factor.to(values.dtype) if isinstance(factor, Tensor) else factor
+    return values.detach() + factor * (values - values.detach())
+
+
 def fused_loss(output: Output, batch: Batch) -> Tensor:
     """Returns the fused cross-entropy, summed over rows and divided by the whole batch's size."""
     return row_losses(output.logits, batch).sum() / batch.total
 
 
+def unimodal_losses(output: Output, batch: Batch) -> dict[str, Tensor]:
+    """Returns each head's cross-entropy {m: scalar} on the rows where its modality is present, divided by the whole
+    batch's size."""
+    return {
+        m: (row_losses(logits, batch) * output.present[:, i]).sum() / batch.total
+        for i, (m, logits) in enumerate(output.unimodal_logits.items())
+    }
+
+
 def unimodal_loss(output: Output, batch: Batch) -> Tensor:
-    """Returns the sum over modalities of their heads' cross-entropy on the rows where they are present, divided by
-    the whole batch's size."""
-    losses = [
-        (row_losses(logits, batch) * output.present[:, i]).sum()
-        for i, logits in enumerate(output.unimodal_logits.values())
-    ]
-    return torch.stack(losses).sum() / batch.total
+    """Returns the sum of `unimodal_losses`."""
+    return torch.stack(list(unimodal_losses(output, batch).values())).sum()
 
 
 METHODS: Registry[BalancingMethod] = Registry("balancing method", "raybal.balancing", BalancingMethod)

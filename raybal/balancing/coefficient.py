@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from raybal.balancing.base import BalancingMethod, BalancingSettings, Context, PacedSettings, in_full_precision
+from raybal.balancing.base import Context, in_full_precision
+from raybal.balancing.paced import PacedMethod, PacedSettings
 from raybal.data.batches import Batch
 from raybal.models.classifier import Output
 from raybal.settings import setting
@@ -20,7 +21,6 @@ from raybal.settings import setting
 class CoefficientSettings(PacedSettings):
     """Settings that all coefficient methods share."""
 
-    alpha: float = setting(0.5, gt=0, help="slope of the coefficient in the ratio of modality scores")
     apply_to: Literal["gradient", "update"] = setting(
         "gradient",
         help="what the coefficient multiplies: the gradient (as published; Adam cancels a steady factor), or the "
@@ -28,66 +28,36 @@ class CoefficientSettings(PacedSettings):
     )
 
 
-class CoefficientMethod(BalancingMethod):
-    """Scores each modality on the batch, turns the scores into coefficients k [M], and multiplies with them.
+class CoefficientMethod(PacedMethod):
+    """Multiplies each modality's gradients, or updates, by its coefficient once a step.
 
-    A score is a sum over the whole batch, all-reduced before it becomes a coefficient: coefficients are nonlinear,
-    and workers that used their own would drift apart. The reduction runs beside the backward pass.
+    On gradients, what a coefficient does depends on the optimizer: under SGD it is a learning rate, while Adam and
+    AdamW divide a steady factor out again and feel only its changes and its size beside weight decay and clipping.
+    On updates it is a learning rate under all of them.
     """
 
     settings: CoefficientSettings
 
-    def __init__(self, settings: BalancingSettings, modalities: tuple[str, ...], classes: int) -> None:
+    def __init__(self, settings: CoefficientSettings, modalities: tuple[str, ...], classes: int) -> None:
         super().__init__(settings, modalities, classes)
-        self._sums: Tensor | None = None
-        self._reduced: Callable[[], Tensor] | None = None
         self._before: list[tuple[list[nn.Parameter], list[Tensor], Tensor]] = []
 
     @abstractmethod
-    def score_logits(self, ctx: Context, output: Output) -> Mapping[str, Tensor]:
-        """Returns the logits {m: [B, C]} whose true-class probability scores each modality."""
-
-    @abstractmethod
-    def coefficients(self, scores: Tensor, seen: Tensor) -> Tensor:
-        """Maps mean true-class probabilities [M] to coefficients [M].
-
-        Args:
-            scores: means over the rows where a modality is present.
-            seen: bool [M], whether any row has it; the score of one that was not seen is no evidence, and must not
-                change the others' coefficients.
-        """
+    def step_coefficients(self, ctx: Context) -> Tensor:
+        """Returns the step's coefficients k [M], before the pace."""
 
     @abstractmethod
     def scaled_parameters(self, ctx: Context, modality: str) -> list[nn.Parameter]:
         """Returns the parameters that a modality's coefficient acts on."""
 
-    def after_forward(self, ctx: Context, output: Output, batch: Batch, last: bool) -> None:
-        with torch.no_grad():
-            rows = batch.weights[:, None] * output.present
-            probability = torch.stack(
-                [true_class_probability(logits, batch.labels) for logits in self.score_logits(ctx, output).values()], 1
-            )
-            sums = torch.stack([(probability * rows).sum(0), rows.sum(0)])
-        self._sums = sums if self._sums is None else self._sums + sums
-        if last:
-            self._reduced = ctx.all_reduce(self._sums)
-
     def after_backward(self, ctx: Context) -> None:
-        assert self._reduced is not None
-        sums, counts = self._reduced()
-        self._sums = self._reduced = None
-        strength = self.settings.pace.strength(ctx.progress)
-        scores, seen = sums / counts.clamp(min=1), counts > 0
-        # A modality is ahead of or behind others that were seen in the same batch, or neither.
-        comparable = seen & (seen.sum() > 1)
-        k = torch.where(comparable, 1 + strength * (self.coefficients(scores, seen) - 1), 1.0)
+        k = self.step_coefficients(ctx)
+        k = (1 + self.strengths(ctx) * (k.double() - 1)).to(k.dtype)
         ctx.record("coefficient", k)
-        ctx.record("score", scores)
-        ctx.record("pace", torch.tensor(strength, dtype=torch.float64))
         for i, m in enumerate(self.modalities):
-            self._apply(ctx, self.scaled_parameters(ctx, m), k[i])
+            self._apply(self.scaled_parameters(ctx, m), k[i])
 
-    def _apply(self, ctx: Context, parameters: list[nn.Parameter], k: Tensor) -> None:
+    def _apply(self, parameters: list[nn.Parameter], k: Tensor) -> None:
         parameters = [p for p in parameters if p.grad is not None]
         if not parameters:
             return
@@ -104,8 +74,63 @@ class CoefficientMethod(BalancingMethod):
                 parameter.copy_(old + k * (parameter - old))
         self._before = []
 
-    def after_epoch(self, ctx: Context, metrics: dict[str, Any]) -> None:
-        assert self._reduced is None, "a step was left unfinished"
+
+@dataclass(frozen=True)
+class ScoredSettings(CoefficientSettings):
+    """Settings of methods whose coefficients come from scores of the modalities on the batch."""
+
+    alpha: float = setting(0.5, gt=0, help="slope of the coefficient in the ratio of modality scores")
+
+
+class ScoredMethod(CoefficientMethod):
+    """Scores each modality on the batch and turns the scores into coefficients.
+
+    A score is a sum over the whole batch, all-reduced before it becomes a coefficient: coefficients are nonlinear,
+    and workers that used their own would drift apart. The reduction runs beside the backward pass.
+    """
+
+    settings: ScoredSettings
+    scores_modalities: ClassVar[bool] = True
+
+    def __init__(self, settings: ScoredSettings, modalities: tuple[str, ...], classes: int) -> None:
+        super().__init__(settings, modalities, classes)
+        self._sums: Tensor | None = None
+        self._reduced: Callable[[], Tensor] | None = None
+
+    @abstractmethod
+    def score_logits(self, ctx: Context, output: Output) -> Mapping[str, Tensor]:
+        """Returns the logits {m: [B, C]} whose true-class probability scores each modality."""
+
+    @abstractmethod
+    def coefficients(self, scores: Tensor, seen: Tensor) -> Tensor:
+        """Maps mean true-class probabilities [M] to coefficients [M].
+
+        Args:
+            scores: means over the rows where a modality is present.
+            seen: bool [M], whether any row has it; the score of one that was not seen is no evidence, and must not
+                change the others' coefficients.
+        """
+
+    def after_forward(self, ctx: Context, output: Output, batch: Batch, last: bool) -> None:
+        with torch.no_grad():
+            rows = batch.weights[:, None] * output.present
+            probability = torch.stack(
+                [true_class_probability(logits, batch.labels) for logits in self.score_logits(ctx, output).values()], 1
+            )
+            sums = torch.stack([(probability * rows).sum(0), rows.sum(0)])
+        self._sums = sums if self._sums is None else self._sums + sums
+        if last:
+            self._reduced = ctx.all_reduce(self._sums)
+
+    def step_coefficients(self, ctx: Context) -> Tensor:
+        assert self._reduced is not None
+        sums, counts = self._reduced()
+        self._sums = self._reduced = None
+        scores, seen = sums / counts.clamp(min=1), counts > 0
+        self.pace.observe(scores, seen, ctx.step)
+        ctx.record("score", scores)
+        # A modality is ahead of or behind others that were seen in the same batch, or neither.
+        return torch.where(seen & (seen.sum() > 1), self.coefficients(scores, seen), 1.0)
 
 
 def true_class_probability(logits: Tensor, labels: Tensor) -> Tensor:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from raybal.balancing.base import BalancingMethod, Context, no_sync
+from raybal.balancing.base import Context, no_sync
+from raybal.balancing.paced import PacedMethod
 from raybal.data.batches import Batch
 from raybal.models.classifier import Output
 
 
-class LookaheadMethod(BalancingMethod):
+class LookaheadMethod(PacedMethod):
     """Sums a statistic over all workers and micro-batches, then takes the losses.
 
     With one micro-batch the statistic comes from the forward pass that is trained on. With several, a first forward

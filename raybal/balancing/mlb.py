@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raybal.balancing.base import Context
-from raybal.balancing.coefficient import CoefficientMethod, CoefficientSettings
+from raybal.balancing.coefficient import ScoredMethod, ScoredSettings
 from raybal.models.classifier import Output
 from raybal.settings import setting
 
@@ -21,7 +21,7 @@ SCORE_FLOOR = 1e-8
 
 
 @dataclass(frozen=True)
-class MLBSettings(CoefficientSettings):
+class MLBSettings(ScoredSettings):
     """Settings of MLB. Published alpha / beta_max with Adam: CREMA-D ResNet-18 0.5 / 10, CREMA-D Conformer 5 / 2,
     AVE 2 / 1, UCF101 2 / 0.5."""
 
@@ -41,7 +41,7 @@ class MLBSettings(CoefficientSettings):
     )
 
 
-class MLB(CoefficientMethod):
+class MLB(ScoredMethod):
     """Accelerates modalities that are behind and decelerates those ahead, on L = CE_fused + sum_m CE_m.
 
     The same coefficient multiplies the gradients of the fused and of the unimodal loss, in the modality's encoder,
@@ -91,5 +91,25 @@ def modulation_coefficients(
     others = torch.where(seen, scores, 0.0).sum() - scores
     count = seen.sum() - 1
     ratio = torch.where(seen & (count > 0), others / count.clamp(min=1) / scores, 1.0)
+    return _coefficients(ratio, alpha, beta_max)
+
+
+def regression_coefficients(errors: Tensor, alpha: float, beta_max: float | None = None) -> Tensor:
+    """Returns MLB's coefficients of a regression: as `modulation_coefficients`, with r_i = s_i over the mean of the
+    other modalities' errors, so that the larger error is the modality that is behind.
+
+    Args:
+        errors: [M], mean squared error of each modality's own head; clamped from below at 1e-8.
+        alpha, beta_max: as in `modulation_coefficients`.
+
+    Returns:
+        k [M].
+    """
+    errors = errors.clamp(min=SCORE_FLOOR)
+    others = (errors.sum() - errors) / max(len(errors) - 1, 1)
+    return _coefficients(torch.where(others > 0, errors / others, 1.0), alpha, beta_max)
+
+
+def _coefficients(ratio: Tensor, alpha: float, beta_max: float | None) -> Tensor:
     behind = torch.full_like(ratio, (2.0 if beta_max is None else beta_max) - 1)
     return 1 + torch.where(ratio > 1, behind, 1.0) * torch.tanh(alpha * (ratio - 1))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raybal.balancing.base import BalancingMethod, Context, PacedSettings, fused_loss, unimodal_loss
+from raybal.balancing.base import Context, fused_loss, unimodal_loss
+from raybal.balancing.paced import PacedMethod, PacedSettings
 from raybal.data.batches import Batch
 from raybal.settings import setting
 
@@ -31,7 +32,7 @@ class MMParetoSettings(PacedSettings):
     )
 
 
-class MMPareto(BalancingMethod):
+class MMPareto(PacedMethod):
     """Takes, in each encoder, the gradients of the fused and of its own unimodal loss apart, and joins them.
 
     Where they agree they are added; where they oppose each other their least combination decreases both. It is
@@ -67,17 +68,15 @@ class MMPareto(BalancingMethod):
     def _join(
         self, ctx: Context, fused: Mapping[nn.Parameter, Tensor], unimodal: Mapping[nn.Parameter, Tensor]
     ) -> None:
-        strength = self.settings.pace.strength(ctx.progress)
         weights = []
-        for m in self.modalities:
+        for m, strength in zip(self.modalities, self.strengths(ctx), strict=True):
             encoder = [p for p in ctx.groups[m].encoder if p in fused]
             f, u = [fused[p] for p in encoder], [unimodal[p] for p in encoder]
             weights.append(fused_weight(f, u))
             for p, joined in zip(encoder, combine(f, u, self.settings.gamma, weights[-1]), strict=True):
                 assert p.grad is not None
-                p.grad.lerp_(joined, strength)
+                p.grad.lerp_(joined, strength.to(joined))
         ctx.record("fused_weight", torch.stack(weights))
-        ctx.record("pace", torch.tensor(strength, dtype=torch.float64))
 
 
 def fused_weight(grads_fused: Sequence[Tensor], grads_unimodal: Sequence[Tensor]) -> Tensor:

@@ -8,22 +8,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raybal.balancing.base import (
-    BalancingMethod,
-    BalancingSettings,
-    Context,
-    PacedSettings,
-    Predictor,
-    in_full_precision,
-    row_losses,
-    unimodal_loss,
-)
+from raybal.balancing.base import Context, Predictor, in_full_precision, row_losses, unimodal_loss
+from raybal.balancing.paced import PacedMethod, PacedSettings
 from raybal.data.batches import Batch
 from raybal.models.classifier import Classifier, Output
 from raybal.settings import setting
@@ -73,7 +65,11 @@ class MultiModalLoss(nn.Module):
 
     Attributes:
         proxies: [M*C, C*K]; row m*C+c is modality m's class c, column c*K+k is proxy k of class c.
+        strength: scalar in [0, 1], of the terms that the proxies take part in; at 0 the logits are the plain sum of the
+            modalities' scores.
     """
+
+    strength: Tensor
 
     def __init__(self, num_classes: int, num_modalities: int, num_proxies: int = 20, gamma: float = 0.1) -> None:
         super().__init__()
@@ -85,14 +81,11 @@ class MultiModalLoss(nn.Module):
         self.proxies = nn.Parameter(
             torch.empty(num_modalities * num_classes, num_classes * num_proxies).uniform_(-bound, bound)
         )
+        self.register_buffer("strength", torch.tensor(1.0))
 
-    def logits(self, scores: Tensor, strength: float = 1.0) -> Tensor:
-        """Returns S + attended + plain sum, [N, C], at least in float32.
-
-        Args:
-            scores: [N, M*C], modality-major; zeros where a modality is missing.
-            strength: in [0, 1], of the first two terms; at 0 the logits are the plain sum of the modalities' scores.
-        """
+    def logits(self, scores: Tensor) -> Tensor:
+        """Returns S + attended + plain sum, [N, C], at least in float32, of scores [N, M*C], modality-major; zeros
+        where a modality is missing."""
         with torch.autocast(scores.device.type, enabled=False):
             scores = in_full_precision(scores)
             proxies = F.normalize(in_full_precision(self.proxies).clamp(min=0), dim=0, eps=EPSILON)
@@ -104,7 +97,7 @@ class MultiModalLoss(nn.Module):
             nearest = (among_classes * similarity.reshape(shape)).sum(2)
             attention = sharpened.softmax(1) @ proxies.T
             attended, plain = self._sum_over_modalities(scores * attention), self._sum_over_modalities(scores)
-            return plain + strength * (nearest + attended)
+            return plain + self.strength * (nearest + attended)
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Returns the mean cross-entropy of `logits` (a scalar) for labels int64 [N]."""
@@ -114,7 +107,7 @@ class MultiModalLoss(nn.Module):
         return scores.reshape(len(scores), self.num_modalities, self.num_classes).sum(1)
 
 
-class MultiModal(BalancingMethod):
+class MultiModal(PacedMethod):
     """Trains and predicts through the MultiModal loss on the probabilities of the unimodal heads.
 
     The fusion head has no part in it. A missing modality is a block of zeros.
@@ -128,10 +121,10 @@ class MultiModal(BalancingMethod):
     Settings = MultiModalLossSettings
     settings: MultiModalLossSettings
     trains_unimodal = True
+    acts_by_modality = False
 
-    def __init__(self, settings: BalancingSettings, modalities: tuple[str, ...], classes: int) -> None:
+    def __init__(self, settings: MultiModalLossSettings, modalities: tuple[str, ...], classes: int) -> None:
         super().__init__(settings, modalities, classes)
-        self._strength = 1.0
         self._hits: Tensor | None = None
 
     def extend(self, classifier: Classifier) -> None:
@@ -143,22 +136,23 @@ class MultiModal(BalancingMethod):
         classifier.extra[self.name] = loss
 
     def loss(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
-        logits = multimodal_logits(ctx.classifier, output.unimodal_logits, output.present, self._strength)
+        logits = multimodal_logits(ctx.classifier, output.unimodal_logits, output.present)
         loss = row_losses(logits, batch).sum() / batch.total
         if self.settings.unimodal_weight:
             loss = loss + self.settings.unimodal_weight * unimodal_loss(output, batch)
         return loss
 
     def after_forward(self, ctx: Context, output: Output, batch: Batch, last: bool) -> None:
-        self._strength = self.settings.pace.strength(ctx.progress)
         rows = batch.weights[:, None] * output.present
         right = torch.stack([z.argmax(1) == batch.labels for z in output.unimodal_logits.values()], 1)
         hits = torch.stack([(right * rows).sum(0), rows.sum(0)])
         self._hits = hits if self._hits is None else self._hits + hits
-        if last:
-            ctx.record("pace", torch.tensor(self._strength, dtype=torch.float64))
 
-    def after_epoch(self, ctx: Context, metrics: dict[str, Any]) -> None:
+    def step(self, ctx: Context, batches: list[Batch]) -> Tensor:
+        _proxies(ctx.classifier).strength.fill_(self.strength(ctx))
+        return super().step(ctx, batches)
+
+    def after_epoch(self, ctx: Context) -> None:
         assert self._hits is not None
         hits, counts = ctx.all_reduce(self._hits)().tolist()
         self._hits = None
@@ -170,26 +164,22 @@ class MultiModal(BalancingMethod):
                     m,
                 )
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"strength": torch.tensor(self._strength, dtype=torch.float64)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._strength = float(state["strength"]) if state else 1.0
-
     def predictor(self, classifier: Classifier) -> Predictor:
-        return _ThroughProxies(classifier, self._strength)
+        return _ThroughProxies(classifier)
 
 
-def multimodal_logits(
-    classifier: Classifier, unimodal_logits: Mapping[str, Tensor], present: Tensor, strength: float
-) -> Tensor:
+def multimodal_logits(classifier: Classifier, unimodal_logits: Mapping[str, Tensor], present: Tensor) -> Tensor:
     """Returns the loss module's logits [B, C] of each modality's own logits {m: [B, C]}, masked by bool [B, M]."""
     scores = torch.cat(
         [in_full_precision(z).softmax(1) * present[:, i, None] for i, z in enumerate(unimodal_logits.values())], 1
     )
+    return _proxies(classifier).logits(scores)
+
+
+def _proxies(classifier: Classifier) -> MultiModalLoss:
     loss = classifier.extra[MultiModal.name]
     assert isinstance(loss, MultiModalLoss)
-    return loss.logits(scores, strength)
+    return loss
 
 
 def is_switched(right: float, items: float, classes: int) -> bool:
@@ -200,10 +190,6 @@ def is_switched(right: float, items: float, classes: int) -> bool:
 
 
 class _ThroughProxies(Predictor):
-    def __init__(self, classifier: Classifier, strength: float) -> None:
-        super().__init__(classifier)
-        self.strength = strength
-
     def logits(self, fusion_inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
         heads = self.classifier.unimodal_logits(self.classifier.pooled(fusion_inputs, present))
-        return multimodal_logits(self.classifier, heads, present, self.strength)
+        return multimodal_logits(self.classifier, heads, present)

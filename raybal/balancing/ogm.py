@@ -12,15 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from raybal.balancing.base import BalancingSettings, Context
-from raybal.balancing.coefficient import CoefficientMethod, CoefficientSettings
+from raybal.balancing.base import Context
+from raybal.balancing.coefficient import ScoredMethod, ScoredSettings
 from raybal.errors import ConfigError
 from raybal.models.classifier import Output
 from raybal.settings import setting
 
 
 @dataclass(frozen=True)
-class OGMSettings(CoefficientSettings):
+class OGMSettings(ScoredSettings):
     """Settings of OGM. Published alpha: CREMA-D 0.8, VGGSound 0.1 (epochs 0 to 50 of 100: `pace` window to 0.5)."""
 
     method: str = setting("ogm", help="balancing method")
@@ -35,7 +35,7 @@ class OGMSettings(CoefficientSettings):
     )
 
 
-class OGM(CoefficientMethod):
+class OGM(ScoredMethod):
     """Decelerates the modality that is ahead, on the fused loss alone, in its encoder only.
 
     A modality's score is the true-class probability of its share of the fused logits: W_m z_m + b / M of a concat
@@ -51,7 +51,7 @@ class OGM(CoefficientMethod):
     Settings = OGMSettings
     settings: OGMSettings
 
-    def __init__(self, settings: BalancingSettings, modalities: tuple[str, ...], classes: int) -> None:
+    def __init__(self, settings: OGMSettings, modalities: tuple[str, ...], classes: int) -> None:
         super().__init__(settings, modalities, classes)
         if len(modalities) != 2:
             raise ConfigError(

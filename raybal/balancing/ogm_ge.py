@@ -33,17 +33,17 @@ class OGMGE(OGM):
     Settings = OGMGESettings
 
     def after_backward(self, ctx: Context) -> None:
-        strength = self.settings.pace.strength(ctx.progress)
-        if strength == 0:
-            super().after_backward(ctx)
-            return
         modulated = [
-            p for m in self.modalities for p in self.scaled_parameters(ctx, m) if p.grad is not None and p.numel() > 1
+            (p, i, hashing.digest("ge", ctx.seed, ctx.step, m, n))
+            for i, m in enumerate(self.modalities)
+            for n, p in enumerate(self.scaled_parameters(ctx, m))
+            if p.grad is not None and p.numel() > 1
         ]
-        spread = [p.grad.std() + 1e-8 for p in modulated if p.grad is not None]
+        spread = [p.grad.std() + 1e-8 for p, *_ in modulated if p.grad is not None]
         super().after_backward(ctx)
-        for i, (parameter, scale) in enumerate(zip(modulated, spread, strict=True)):
+        strengths = self.pace.strengths(ctx.progress, ctx.step, ctx.device)
+        for (parameter, i, seed), scale in zip(modulated, spread, strict=True):
             assert parameter.grad is not None
-            generator = torch.Generator(parameter.device).manual_seed(hashing.digest("ge", ctx.seed, ctx.step, i))
+            generator = torch.Generator(parameter.device).manual_seed(seed)
             noise = torch.randn(parameter.shape, generator=generator, device=parameter.device, dtype=parameter.dtype)
-            parameter.grad.add_(strength * scale * noise)
+            parameter.grad.add_(strengths[i].to(scale) * scale * noise)

@@ -7,36 +7,70 @@ own baseline and strength 1 the method as published.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal
 
-from raybal.errors import ConfigError
+import torch
+from torch import Tensor
+
+from raybal.errors import ConfigError, did_you_mean
 from raybal.settings import Settings, setting
+
+#: How much of the smoothed scores a step keeps.
+MEMORY = 0.9
 
 
 @dataclass(frozen=True)
 class PaceSettings(Settings):
     """How strongly the method acts over training; progress runs from 0 to 1."""
 
-    kind: Literal["constant", "window", "linear", "cosine"] = setting(
+    kind: Literal["constant", "window", "linear", "cosine", "knots"] = setting(
         "constant",
         help="constant: `final` throughout; window: `final` from start to end and `initial` elsewhere; "
-        "linear, cosine: a ramp from `initial` at start to `final` at end",
+        "linear, cosine: a ramp from `initial` at start to `final` at end; knots: straight lines between `strengths` "
+        "at `knots`",
     )
     start: float = setting(0.0, ge=0, le=1, help="progress at which the window or ramp starts")
     end: float = setting(1.0, ge=0, le=1, help="progress at which the window or ramp ends")
     initial: float = setting(0.0, ge=0, le=1, help="strength before")
     final: float = setting(1.0, ge=0, le=1, help="strength after (window: inside)")
+    knots: list[float] = setting(factory=list, help="ascending progress values, e.g. 0,0.2,0.8; kind knots only")
+    strengths: list[float] = setting(factory=list, help="the strength at each knot, e.g. 0,1,0.5; kind knots only")
+    phase_out: float | None = setting(
+        None,
+        gt=0,
+        help="ends the method for good once the modalities have converged: when a modality's score is, over "
+        "`phase_out_steps` steps, within this share of the others' mean (0.1: 10 %); none: never",
+    )
+    phase_out_steps: int = setting(
+        50, ge=1, help="steps for which the ratio has to stay, and over which the strength then falls to 0"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.end < self.start:
             raise ConfigError(f"end: {self.end} is not accepted; it must be at least start ({self.start})")
+        for name in ("knots", "strengths"):
+            values = getattr(self, name)
+            if values and self.kind != "knots":
+                raise ConfigError(f"{name}: {values} is for kind knots, and kind is {self.kind}")
+            if any(not 0 <= v <= 1 for v in values):
+                raise ConfigError(f"{name}: {values} is not accepted; every value must be between 0 and 1")
+        if self.kind == "knots" and not self.knots:
+            raise ConfigError("knots: kind knots needs at least one, e.g. 0,0.5,1, and as many strengths")
+        if len(self.knots) != len(self.strengths):
+            raise ConfigError(f"strengths: {self.strengths} is not accepted; the {len(self.knots)} knots need one each")
+        if any(b <= a for a, b in pairwise(self.knots)):
+            raise ConfigError(f"knots: {self.knots} is not accepted; they must ascend")
 
     def strength(self, progress: float) -> float:
-        """Returns the strength in [0, 1] at a training progress in [0, 1)."""
+        """Returns the strength in [0, 1] at a training progress in [0, 1), without phase-out."""
         if self.kind == "constant":
             return self.final
+        if self.kind == "knots":
+            return _between(self.knots, self.strengths, progress)
         if self.kind == "window":
             return self.final if self.start <= progress < self.end else self.initial
         if progress < self.start:
@@ -47,3 +81,110 @@ class PaceSettings(Settings):
         if self.kind == "cosine":
             ratio = (1 - math.cos(math.pi * ratio)) / 2
         return self.initial + ratio * (self.final - self.initial)
+
+
+class Pace:
+    """The strength of a method in each modality, and what it needs to remember.
+
+    Args:
+        pace: of every modality.
+        paces: of single modalities by name, in place of `pace`.
+        modalities: names, in order.
+        method: the method's name, for messages.
+        scored: whether the method tells its modalities' scores (`observe`), which phase-out needs.
+        by_modality: whether modalities can have strengths of their own.
+
+    Raises:
+        ConfigError: a pace that the method cannot have.
+    """
+
+    def __init__(
+        self,
+        pace: PaceSettings,
+        paces: Mapping[str, PaceSettings],
+        modalities: Sequence[str],
+        method: str,
+        *,
+        scored: bool,
+        by_modality: bool,
+    ) -> None:
+        for name in paces:
+            if not by_modality:
+                raise ConfigError(f"balancing.paces: {method} acts on all modalities together; set balancing.pace")
+            if name not in modalities:
+                raise ConfigError(
+                    f"balancing.paces.{name}: the pool has no such modality; it has {', '.join(modalities)}"
+                    f"{did_you_mean(name, modalities)}"
+                )
+        self.settings = [paces.get(m, pace) for m in modalities]
+        self.phases_out = any(s.phase_out is not None for s in self.settings)
+        if self.phases_out and not scored:
+            raise ConfigError(
+                f"balancing.pace.phase_out: {method} does not compare the modalities' scores, so it cannot tell when "
+                "they have converged; set `end` instead"
+            )
+        #: Whether one number says it all.
+        self.single = not paces and not self.phases_out
+        count = len(modalities)
+        self._scores = torch.zeros(count, dtype=torch.float64)
+        self._steps = torch.zeros(count, dtype=torch.float64)
+        self._within = torch.zeros(count, dtype=torch.float64)
+        self._since = torch.full((count,), -1.0, dtype=torch.float64)
+
+    def strengths(self, progress: float, step: int, device: torch.device | str = "cpu") -> Tensor:
+        """Returns the strength of each modality, float64 [M], at a progress in [0, 1) and a number of steps done."""
+        planned = torch.tensor([s.strength(progress) for s in self.settings], dtype=torch.float64, device=device)
+        if not self.phases_out:
+            return planned
+        self._to(device)
+        over = torch.tensor([s.phase_out_steps for s in self.settings], dtype=torch.float64, device=device)
+        left = (1 - (step - self._since) / over).clamp(0, 1)
+        return torch.where(self._since >= 0, planned * left, planned)
+
+    def observe(self, scores: Tensor, seen: Tensor, step: int) -> None:
+        """Takes in a step's scores [M], the larger the further a modality is, of those that were seen (bool [M])."""
+        if not self.phases_out:
+            return
+        device = scores.device
+        self._to(device)
+        scores = scores.double()
+        fresh = self._steps == 0
+        smoothed = torch.where(fresh, scores, MEMORY * self._scores + (1 - MEMORY) * scores)
+        self._scores = torch.where(seen, smoothed, self._scores)
+        self._steps = self._steps + seen
+        known = self._steps > 0
+        others = (torch.where(known, self._scores, 0.0).sum() - self._scores) / (known.sum() - 1).clamp(min=1)
+        tolerance = torch.tensor(
+            [math.nan if s.phase_out is None else s.phase_out for s in self.settings],
+            dtype=torch.float64,
+            device=device,
+        )
+        near = known & (known.sum() > 1) & ((self._scores / others.clamp(min=1e-12) - 1).abs() <= tolerance)
+        self._within = torch.where(seen, torch.where(near, self._within + 1, 0.0), self._within)
+        needed = torch.tensor([s.phase_out_steps for s in self.settings], dtype=torch.float64, device=device)
+        self._since = torch.where((self._since < 0) & (self._within >= needed), float(step), self._since)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns where the pace stands, for a resumed run; nothing where the progress says it all."""
+        if not self.phases_out:
+            return {}
+        return {f"pace.{name}": getattr(self, f"_{name}") for name in ("scores", "steps", "within", "since")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned; other entries are left alone."""
+        if self.phases_out:
+            for name in ("scores", "steps", "within", "since"):
+                setattr(self, f"_{name}", state[f"pace.{name}"])
+
+    def _to(self, device: torch.device | str) -> None:
+        for name in ("_scores", "_steps", "_within", "_since"):
+            setattr(self, name, getattr(self, name).to(device))
+
+
+def _between(knots: Sequence[float], values: Sequence[float], at: float) -> float:
+    if at <= knots[0]:
+        return values[0]
+    for (left, right), (low, high) in zip(pairwise(knots), pairwise(values), strict=True):
+        if at <= right:
+            return low + (high - low) * (at - left) / (right - left)
+    return values[-1]

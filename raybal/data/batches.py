@@ -38,6 +38,15 @@ class Items:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, positions: NDArray[np.int64]) -> Items:
+        """Returns the items at some positions."""
+        return Items(
+            [self.ids[i] for i in positions],
+            {m: array[positions] for m, array in self.inputs.items()},
+            self.present[positions],
+            self.labels[positions],
+        )
+
 
 @dataclass
 class Batch:

@@ -82,14 +82,15 @@ def epoch_scalars(experiment: ExperimentRecord, r: RoundRecord) -> Iterator[Scal
     for record in r.history:
         epoch = record["epoch"]
         yield "loss", record["loss"], epoch
-        if "pace" in record:
+        if isinstance(record.get("pace"), float):
             yield "pace", record["pace"], epoch
         for head, metrics in heads_of(record["validation"]).items():
             for metric, value in metrics.items():
                 yield f"validation/{metric}/{head}", value, epoch
-        coefficients = record.get("coefficient", [])
-        for m, value in zip(experiment.modalities, coefficients, strict=False):
-            yield f"coefficient/{m}", value, epoch
+        for of in ("coefficient", "pace"):
+            values = record.get(of)
+            for m, value in zip(experiment.modalities, values if isinstance(values, list) else [], strict=False):
+                yield f"{of}/{m}", value, epoch
 
 
 def _events(scalars: list[Scalar]) -> bytes:

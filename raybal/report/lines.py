@@ -84,26 +84,33 @@ def training_lines(experiment: ExperimentRecord, names: Sequence[str], of: str) 
     """
     lines = []
     for r in [r for r in experiment.rounds if r.history][-OVERLAID:]:
-        for head in names if of == "coefficient" else (FUSED, *names) if of == "validation" else (FUSED,):
+        for head in (FUSED, *names):
             points = [
                 (record["epoch"], value)
                 for record in r.history
-                if (value := _of_epoch(record, of, head, names)) is not None
+                if (value := value_of(record, of, head, names)) is not None
             ]
             if points:
-                name = head if of in ("validation", "coefficient") else of
+                name = of if head == FUSED and of in ("loss", "pace") else head
                 lines.append(Line(f"{name}, round {r.number}", *_columns(points), head, round=r.number))
     return lines
 
 
-def _of_epoch(record: dict[str, Any], of: str, head: str, names: Sequence[str]) -> float | None:
+def value_of(record: dict[str, Any], of: str, head: str, names: Sequence[str]) -> float | None:
+    """Returns a quantity of a head in an epoch's record; None where it has none.
+
+    Args:
+        of: "validation" (accuracy), or what training recorded: a number, of the fused head, or one a modality.
+        head: "fused" or a modality.
+        names: all modalities.
+    """
     if of == "validation":
-        metrics = record["validation"].get(head)
+        metrics = record["validation"].get(head) if record["validation"] else None
         return metrics["accuracy"] if metrics else None
     value = record.get(of)
-    if of != "coefficient":
-        return value
-    return value[names.index(head)] if isinstance(value, list) and len(value) == len(names) else None
+    if not isinstance(value, list):
+        return value if head == FUSED else None
+    return value[list(names).index(head)] if head in names and len(value) == len(names) else None
 
 
 def phase_seconds(experiment: ExperimentRecord) -> list[tuple[int, list[float | None]]]:

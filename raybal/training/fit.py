@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -14,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from raybal import hashing
-from raybal.balancing.base import BalancingMethod, Context
+from raybal.balancing.base import BalancingMethod, Context, Predictor
 from raybal.data.batches import Items, epoch_batches, steps_per_epoch
 from raybal.models.classifier import Classifier
 from raybal.training.checkpoint import Checkpoints, pack, unpack
 from raybal.training.communication import Alone
 from raybal.training.evaluate import evaluate
+from raybal.training.holdout import hold_out
 from raybal.training.settings import TrainSettings, build_optimizer
 from raybal.training.step import train_step
 
@@ -68,29 +71,24 @@ def fit(run: Run, on_epoch: Callable[[dict[str, Any]], None] = lambda record: No
     """
     settings, workers = run.settings, run.workers
     classifier = run.classifier.to(run.device)
-    module: nn.Module = classifier
-    if workers.world > 1:
-        module = nn.parallel.DistributedDataParallel(
-            classifier,
-            device_ids=[run.device] if run.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            # Training reads no running statistics; they are made equal once an epoch.
-            broadcast_buffers=False,
-        )
     optimizer = build_optimizer(list(classifier.parameters()), settings)
-    steps = steps_per_epoch(len(run.train), settings.batch_size)
+    train, held_out = hold_out(run.train, run.method.holdout_share, run.seed)
+    steps = steps_per_epoch(len(train), settings.batch_size)
     ctx = Context(
         classifier=classifier,
-        module=module,
+        module=_for_workers(classifier, run),
         optimizer=optimizer,
         groups=classifier.parameter_groups(),
-        train=run.train,
+        train=train,
+        held_out=held_out,
         device=run.device,
         seed=run.seed,
         rank=workers.rank,
         world=workers.world,
         all_reduce=workers.all_reduce,
         autocast=_autocast(settings, run.device),
+        evaluate=lambda model, items: evaluate(Predictor(model), items, run.device, workers=workers),
+        rehearse=lambda method, epochs: _rehearse(run, ctx, method, epochs),
         steps=steps * settings.epochs,
     )
     progress = _resume(run, optimizer)
@@ -111,18 +109,47 @@ def fit(run: Run, on_epoch: Callable[[dict[str, Any]], None] = lambda record: No
     return {"history": progress["history"], "epoch": ctx.epoch if keep_last else progress["best"]}
 
 
+def _for_workers(classifier: Classifier, run: Run) -> nn.Module:
+    if run.workers.world == 1:
+        return classifier
+    return nn.parallel.DistributedDataParallel(
+        classifier,
+        device_ids=[run.device] if run.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        # Training reads no running statistics; they are made equal once an epoch.
+        broadcast_buffers=False,
+    )
+
+
 def _epoch(run: Run, ctx: Context) -> dict[str, Any]:
     started = time.perf_counter()
+    ctx.log = {}
+    loss = _train_epoch(run, ctx, run.method)
+    validation: dict[str, Any] = {}
+    if run.validation is not None:
+        predictor = run.method.predictor(ctx.classifier)
+        validation = evaluate(predictor, run.validation, run.device, workers=run.workers)
+    run.method.after_epoch(ctx)
+    return {
+        "epoch": ctx.epoch,
+        "loss": loss,
+        "validation": validation,
+        **{name: torch.stack(values).mean(0).tolist() for name, values in ctx.log.items()},
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def _train_epoch(run: Run, ctx: Context, method: BalancingMethod) -> float:
+    """Trains one epoch; returns its mean loss."""
     settings, workers = run.settings, run.workers
+    method.before_epoch(ctx)
     # Dropout depends on (seed, epoch, worker) alone, so a resumed epoch repeats exactly.
     torch.manual_seed(hashing.digest("epoch", run.seed, ctx.epoch, workers.rank))
-    ctx.log = {}
-    run.method.before_epoch(ctx)
     ctx.classifier.train()
     losses: list[Tensor] = []
-    steps = steps_per_epoch(len(run.train), settings.batch_size)
+    steps = steps_per_epoch(len(ctx.train), settings.batch_size)
     for batches in epoch_batches(
-        run.train,
+        ctx.train,
         batch_size=settings.batch_size,
         seed=run.seed,
         epoch=ctx.epoch,
@@ -134,23 +161,32 @@ def _epoch(run: Run, ctx: Context) -> dict[str, Any]:
         rate = settings.learning_rate_at(ctx.step, steps)
         for group in ctx.optimizer.param_groups:
             group["lr"] = rate
-        losses.append(train_step(ctx, run.method, batches, settings.clip_norm))
+        losses.append(train_step(ctx, method, batches, settings.clip_norm))
     loss = workers.all_reduce(torch.stack(losses))().mean()
     ctx.epoch += 1
     # The statistics that batch norm keeps differ between workers; what is validated must be what is saved.
     workers.broadcast(list(ctx.classifier.buffers()))
-    validation: dict[str, Any] = {}
-    if run.validation is not None:
-        predictor = run.method.predictor(ctx.classifier)
-        validation = evaluate(predictor, run.validation, run.device, workers=workers)
-    run.method.after_epoch(ctx, validation)
-    return {
-        "epoch": ctx.epoch,
-        "loss": float(loss),
-        "validation": validation,
-        **{name: torch.stack(values).mean(0).tolist() for name, values in ctx.log.items()},
-        "seconds": round(time.perf_counter() - started, 3),
-    }
+    return float(loss)
+
+
+def _rehearse(run: Run, ctx: Context, method: BalancingMethod, epochs: int) -> Classifier:
+    """Trains a copy of the model from where it stands, with a copy of the optimizer's state; see `Context`."""
+    classifier = copy.deepcopy(ctx.classifier)
+    method.extend(classifier)
+    optimizer = build_optimizer(list(classifier.parameters()), run.settings)
+    optimizer.load_state_dict(copy.deepcopy(ctx.optimizer.state_dict()))
+    own = dataclasses.replace(
+        ctx,
+        classifier=classifier,
+        module=_for_workers(classifier, run),
+        optimizer=optimizer,
+        groups=classifier.parameter_groups(),
+        log={},
+    )
+    method.setup(own)
+    for _ in range(epochs):
+        _train_epoch(run, own, method)
+    return classifier
 
 
 def _autocast(settings: TrainSettings, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
@@ -187,7 +223,7 @@ def _resume(run: Run, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 def _save(run: Run, ctx: Context, progress: dict[str, Any]) -> None:
     tensors, numbers = pack(ctx.classifier, ctx.optimizer, run.method.state_dict())
-    model = {name: value for name, value in tensors.items() if name.startswith(("model.", "method."))}
+    model = {name: value for name, value in tensors.items() if name.startswith("model.")}
     # The model before the state that speaks of it: a resumed run must find what its checkpoint calls best. Without
     # validation the best is the last, which the state holds.
     if progress["best"] == ctx.epoch and run.validation is not None:

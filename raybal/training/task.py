@@ -96,5 +96,5 @@ class TrainTask:
         checkpoints = run.checkpoints
         kind = "best" if epoch in checkpoints.epochs("best") else "epoch"
         tensors, _ = checkpoints.read(kind, epoch)
-        wanted = {k: v for k, v in tensors.items() if k.startswith(("model.", "method."))}
+        wanted = {k: v for k, v in tensors.items() if k.startswith("model.")}
         save_predictor(checkpoints.store, f"{self.folder}/{MODEL}", self.spec, wanted, epoch=epoch)

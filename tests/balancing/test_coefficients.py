@@ -27,6 +27,20 @@ def test_mlb_coefficients_equal_the_authors(vectors):
                 np.testing.assert_allclose(k, data["k"][step, a, b], rtol=1e-10, atol=1e-10)
 
 
+def test_mlb_regression_coefficients_equal_the_authors(vectors):
+    data = vectors("mlb_coeff_3mod_regression")
+    errors = torch.from_numpy(((data["preds"][..., 0] - data["target"]) ** 2).mean(1))
+    np.testing.assert_allclose(errors, data["mse"], rtol=1e-10)
+    for a, alpha in enumerate(data["alphas"]):
+        np.testing.assert_allclose(mlb.regression_coefficients(errors, float(alpha)), data["k"][a], rtol=1e-10)
+
+
+def test_mlb_regression_calls_the_larger_error_behind():
+    k = mlb.regression_coefficients(torch.tensor([1.0, 3.0]), 0.5, 10.0)
+    assert k.tolist() == pytest.approx([1 + np.tanh(0.5 * (1 / 3 - 1)), 1 + 9 * np.tanh(0.5 * 2)])
+    assert mlb.regression_coefficients(torch.zeros(3), 0.5).tolist() == [1.0, 1.0, 1.0]
+
+
 def test_ogm_coefficients_equal_the_authors(vectors):
     data = vectors("ogm_coeff")
     for step, sums in enumerate(torch.from_numpy(data["score_sums"]).double()):

@@ -61,8 +61,9 @@ def test_invariances(vectors):
         (-np.abs(data["W"]), "loss_neg_W"),
     ):
         assert value(weights) == pytest.approx(float(data[expected]), rel=1e-10), expected
-    plain = loss_of(data, torch.float64).logits(scores, strength=0.0)
-    assert F.cross_entropy(plain, labels).item() == pytest.approx(float(data["loss_sum_ce"]), rel=1e-10)
+    silent = loss_of(data, torch.float64)
+    silent.strength.zero_()
+    assert F.cross_entropy(silent.logits(scores), labels).item() == pytest.approx(float(data["loss_sum_ce"]), rel=1e-10)
 
 
 def test_shards_weighted_by_their_rows_give_the_whole_gradient(vectors):
@@ -133,13 +134,13 @@ def test_what_is_saved_predicts_as_it_was_trained(tmp_path):
     for _ in range(3):
         train_step(ctx, method, [batch])
     tensors = {f"model.{k}": v for k, v in classifier.state_dict().items()}
-    tensors |= {f"method.{k}": v for k, v in method.state_dict().items()}
     save_predictor(Store(tmp_path), "model.safetensors", spec, tensors)
     classifier.eval()
     with torch.no_grad():
         output = classifier(batch.inputs, batch.present)
-        trained_on = multimodal_logits(classifier, output.unimodal_logits, batch.present, 0.5)
+        trained_on = multimodal_logits(classifier, output.unimodal_logits, batch.present)
         predictor, _ = load_predictor(Store(tmp_path), "model.safetensors")
+        assert float(predictor.classifier.extra["multimodal_loss"].strength) == 0.5
         encoded = predictor.encode(batch.inputs, batch.present)
         torch.testing.assert_close(predictor.logits(encoded.fusion_inputs, batch.present), trained_on)
         only = batch.present.clone()
@@ -165,7 +166,7 @@ def test_heads_that_stand_for_other_classes_are_reported(caplog):
         output.unimodal_logits["video"] = F.one_hot(batch.labels, 3).float()
     method.after_forward(ctx, output, batch, last=True)
     with caplog.at_level(logging.WARNING, "raybal"):
-        method.after_epoch(ctx, {})
+        method.after_epoch(ctx)
     assert [r.args[0] for r in caplog.records] == ["audio"]
     assert "--balancing.unimodal-weight" in caplog.text
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from toy import make_classifier, make_items, make_spec
 
-from raybal.balancing.base import METHODS, Predictor
+from raybal.balancing.base import Predictor
 from raybal.balancing.pace import PaceSettings
 from raybal.store import Store
 from raybal.training.checkpoint import Checkpoints
@@ -38,8 +38,7 @@ class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", METHODS.names())
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("method", "optimizer"), [("mlb", "adam"), ("pmr", "sgd")])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, method, optimizer):
     options = {"validation": make_items(15, seed=9), "optimizer": optimizer, "schedule": "cosine", "warmup_epochs": 1}
     undisturbed = make_run(tmp_path / "a", method, **options)
@@ -150,9 +149,9 @@ def _work(rank, world, port, folder, method, options):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("method", ["mlb", "ogm", "agm", "mmcosine", "mmpareto", "multimodal_loss", "pmr"])
-def test_two_workers_equal_one_at_the_same_batch(tmp_path, method):
-    """20 steps: the same coefficients, and the same weights to 1e-5."""
+def test_two_workers_equal_one_at_the_same_batch(tmp_path):
+    """20 steps of MLB on convolutions: the same coefficients, and the same weights to 1e-5."""
+    method = "mlb"
     options = {"epochs": 5, "batch_size": 12, "optimizer": "sgd", "learning_rate": 0.05, "clip_norm": 1.0}
     alone = make_run(tmp_path / "alone", method, validation=make_items(15, seed=9), **options)
     expected = fit(alone)
