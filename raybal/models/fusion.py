@@ -27,6 +27,8 @@ class Fusion(nn.Module):
 
     name: ClassVar[str]
     takes_tokens: ClassVar[bool] = False
+    #: Whether modalities in another order give the same predictions.
+    symmetric: ClassVar[bool] = True
 
     def __init__(self, dims: Mapping[str, int], classes: int) -> None:
         super().__init__()
@@ -56,7 +58,7 @@ def _linears(dims: Mapping[str, int], size: int, bias: bool) -> nn.ModuleDict:
     return nn.ModuleDict({m: nn.Linear(d, size, bias=bias) for m, d in dims.items()})
 
 
-def _one_linear(dims: Mapping[str, int], size: int) -> tuple[nn.ModuleDict, nn.Parameter]:
+def one_linear(dims: Mapping[str, int], size: int) -> tuple[nn.ModuleDict, nn.Parameter]:
     """Returns one linear layer on the concatenated embeddings as one bias-free layer a modality and a shared bias.
 
     Their initial bounds follow the total size, not each part's: what one layer on the concatenation starts from.
@@ -79,7 +81,7 @@ class Concat(Fusion):
 
     def __init__(self, dims: Mapping[str, int], classes: int) -> None:
         super().__init__(dims, classes)
-        self.parts, self.bias = _one_linear(dims, classes)
+        self.parts, self.bias = one_linear(dims, classes)
 
     def combine(self, embeddings: list[Tensor]) -> Tensor:
         return sum((self.parts[m](z) for m, z in zip(self.modalities, embeddings, strict=True)), self.bias)
@@ -120,7 +122,7 @@ class MLP(Fusion):
     def __init__(self, dims: Mapping[str, int], classes: int) -> None:
         super().__init__(dims, classes)
         hidden = max(dims.values())
-        self.parts, self.bias = _one_linear(dims, hidden)
+        self.parts, self.bias = one_linear(dims, hidden)
         self.classify = nn.Linear(hidden, classes)
 
     def combine(self, embeddings: list[Tensor]) -> Tensor:
@@ -137,6 +139,7 @@ class FiLM(Fusion):
     one's embedding, in order. No parameter belongs to one modality alone."""
 
     name = "film"
+    symmetric = False
 
     def __init__(self, dims: Mapping[str, int], classes: int) -> None:
         super().__init__(dims, classes)
@@ -157,6 +160,7 @@ class Gated(Fusion):
     the OGM-GE repository (Kiela et al., AAAI 2018); the gates of more than two are multiplied."""
 
     name = "gated"
+    symmetric = False
 
     def __init__(self, dims: Mapping[str, int], classes: int) -> None:
         super().__init__(dims, classes)
@@ -185,7 +189,7 @@ class Transformer(Fusion):
         size = max(dims.values())
         size += -size % 4
         self.project = nn.ModuleDict({m: nn.Linear(d, size) for m, d in dims.items()})
-        self.marks = nn.Parameter(0.02 * torch.randn(len(dims), size))
+        self.marks = nn.ParameterDict({m: nn.Parameter(0.02 * torch.randn(size)) for m in dims})
         self.class_token = nn.Parameter(0.02 * torch.randn(size))
         layer = nn.TransformerEncoderLayer(size, 4, 2 * size, dropout=0.0, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
@@ -197,7 +201,7 @@ class Transformer(Fusion):
         tokens = [self.class_token.expand(batch, 1, -1)]
         ignored = [torch.zeros(batch, 1, dtype=torch.bool, device=present.device)]
         for i, m in enumerate(self.modalities):
-            projected = self.project[m](inputs[m]) + self.marks[i]
+            projected = self.project[m](inputs[m]) + self.marks[m]
             tokens.append(projected)
             ignored.append(~present[:, i, None].expand(-1, projected.shape[1]))
         hidden = self.layers(torch.cat(tokens, 1), src_key_padding_mask=torch.cat(ignored, 1))
