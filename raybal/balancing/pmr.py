@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raybal import hashing
-from raybal.balancing.base import Context, PacedSettings, in_full_precision, row_losses, unimodal_loss
+from raybal.balancing.base import Context, in_full_precision, row_losses, unimodal_loss
 from raybal.balancing.coefficient import true_class_probability
 from raybal.balancing.lookahead import LookaheadMethod
-from raybal.data.batches import Batch, fixed_batches, gather
+from raybal.balancing.looking import look, part_of
+from raybal.balancing.paced import PacedSettings
+from raybal.data.batches import Batch, Items
 from raybal.models.classifier import Output
 from raybal.settings import setting
-
-BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class PMR(LookaheadMethod):
     name = "pmr"
     Settings = PMRSettings
     settings: PMRSettings
+    scores_modalities = True
 
     def __init__(self, settings: PMRSettings, modalities: tuple[str, ...], classes: int) -> None:
         super().__init__(settings, modalities, classes)
@@ -72,39 +73,48 @@ class PMR(LookaheadMethod):
 
     def before_epoch(self, ctx: Context) -> None:
         seed = hashing.digest("prototypes", ctx.seed, ctx.epoch)
-        positions = some_of_each_class(ctx.train.ids, ctx.train.labels, self.settings.share, seed)
-        for m, (sums, counts) in _class_sums(ctx, positions, self.classes).items():
+        chosen = some_of_each_class(ctx.train, self.settings.share, seed)
+        for m, (sums, counts) in _class_sums(ctx, chosen, self.classes).items():
             self._prototypes[m] = update_prototypes(self._prototypes.get(m), sums, counts, self.settings.momentum)
 
     def terms(self, ctx: Context, output: Output) -> dict[str, Tensor]:
         return {m: similarities(z, self._prototypes[m]) for m, z in output.embeddings.items()}
 
     def statistic(self, output: Output, terms: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        rows = batch.weights[:, None] * output.present
-        scores = torch.stack([true_class_probability(s, batch.labels) for s in terms.values()], 1)
+        known = self._known(output, batch)
+        rows = batch.weights[:, None] * known
+        similar = [torch.where(known[:, i, None], s, 0.0) for i, s in enumerate(terms.values())]
+        scores = torch.stack([true_class_probability(s, batch.labels) for s in similar], 1)
         return torch.stack([(scores * rows).sum(0), rows.sum(0).to(scores.dtype)])
+
+    def _known(self, output: Output, batch: Batch) -> Tensor:
+        """Returns whether a row has a modality, and its class a prototype there, bool [B, M]."""
+        there = [~self._prototypes[m].isnan().any(1)[batch.labels] for m in self.modalities]
+        return torch.stack(there, 1) & output.present
 
     def prepare(self, ctx: Context, sums: Tensor) -> None:
         scores, counts = sums
         scores = scores / counts.clamp(min=1)
-        strength = self.settings.pace.strength(ctx.progress)
-        self._weights = strength * self.settings.alpha * prototypical_weights(scores, counts > 0)
+        self.pace.observe(scores, counts > 0, ctx.step)
+        strengths = self.strengths(ctx).to(scores.dtype)
+        self._weights = strengths * self.settings.alpha * prototypical_weights(scores, counts > 0)
         ctx.record("prototype_weight", self._weights)
         ctx.record("score", scores)
-        ctx.record("pace", torch.tensor(strength, dtype=torch.float64))
 
     def loss_of(self, output: Output, terms: Mapping[str, Tensor], batch: Batch) -> Tensor:
         loss = row_losses(output.logits, batch).sum() / batch.total + unimodal_loss(output, batch)
+        known = self._known(output, batch)
         for i, similarity in enumerate(terms.values()):
-            own = (row_losses(similarity, batch) * output.present[:, i]).sum() / batch.total
-            loss = loss + self._weights[i] * own
+            own = row_losses(torch.where(known[:, i, None], similarity, 0.0), batch) * known[:, i]
+            loss = loss + self._weights[i] * own.sum() / batch.total
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        return {f"prototypes.{m}": value for m, value in self._prototypes.items()}
+        return super().state_dict() | {f"prototypes.{m}": value for m, value in self._prototypes.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._prototypes = {key.removeprefix("prototypes."): value for key, value in state.items()}
+        super().load_state_dict(state)
+        self._prototypes = {m: state[f"prototypes.{m}"] for m in self.modalities if f"prototypes.{m}" in state}
 
 
 def similarities(embeddings: Tensor, prototypes: Tensor) -> Tensor:
@@ -147,31 +157,28 @@ def update_prototypes(old: Tensor | None, sums: Tensor, counts: Tensor, momentum
     return torch.where(counts[:, None] > 0, mixed, old)
 
 
-def some_of_each_class(ids: list[str], labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
-    """Returns the positions of a share of each class's items, rounded up, by a hash of the seed and the ids."""
-    order = hashing.order(ids, seed)
-    chosen = []
-    for label in np.unique(labels):
-        own = order[labels[order] == label]
-        chosen.append(own[: int(np.ceil(share * len(own)))])
-    return np.sort(np.concatenate(chosen))
+def some_of_each_class(items: Items, share: float, seed: int) -> NDArray[np.bool_]:
+    """Returns which items make the prototypes of which modality, bool [n, M]: a share, rounded up, of each class's
+    items that have the modality, by a hash of the seed and the ids."""
+    order = hashing.order(items.ids, seed)
+    chosen = np.zeros_like(items.present)
+    for i in range(items.present.shape[1]):
+        for label in np.unique(items.labels):
+            own = order[(items.labels[order] == label) & items.present[order, i]]
+            chosen[own[: int(np.ceil(share * len(own)))], i] = True
+    return chosen
 
 
-@torch.no_grad()
-def _class_sums(ctx: Context, positions: NDArray[np.int64], classes: int) -> dict[str, tuple[Tensor, Tensor]]:
+def _class_sums(ctx: Context, chosen: NDArray[np.bool_], classes: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Returns (sums [C, d_m], counts [C]) of each modality's embeddings in eval mode, over all workers, in float64."""
-    classifier = ctx.classifier
-    training = classifier.training
-    classifier.eval()
-    sums = {m: torch.zeros(classes, d + 1, dtype=torch.float64, device=ctx.device) for m, d in classifier.dims.items()}
-    mine = np.array_split(positions, ctx.world)[ctx.rank]
-    for rows in fixed_batches(len(mine), BATCH_SIZE):
-        batch = gather(ctx.train, mine[rows], ctx.device)
-        embeddings = classifier.encode(batch.inputs, batch.present).embeddings
-        for i, (m, z) in enumerate(embeddings.items()):
-            counted = torch.cat([z.double(), torch.ones(len(z), 1, dtype=torch.float64, device=ctx.device)], 1)
-            sums[m].index_add_(0, batch.labels, counted * batch.present[:, i, None])
-    classifier.train(training)
+    positions = np.flatnonzero(chosen.any(1))
+    seen = look(ctx, ctx.train, positions)
+    counts = torch.from_numpy(chosen[positions][part_of(ctx, len(positions))]).to(ctx.device)
+    sums = {}
+    for i, (m, z) in enumerate(seen.embeddings.items()):
+        counted = torch.cat([z.double(), torch.ones(len(z), 1, dtype=torch.float64, device=ctx.device)], 1)
+        sums[m] = torch.zeros(classes, counted.shape[1], dtype=torch.float64, device=ctx.device)
+        sums[m].index_add_(0, seen.labels, counted * counts[:, i, None])
     waits = {m: ctx.all_reduce(value) for m, value in sums.items()}
     reduced = {m: wait() for m, wait in waits.items()}
     return {m: (value[:, :-1], value[:, -1]) for m, value in reduced.items()}

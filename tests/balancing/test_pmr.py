@@ -49,13 +49,26 @@ def test_a_class_without_items_keeps_its_prototype_or_has_none():
     assert second.tolist() == [[1.0, 2.0], [3.0, 3.0]]
 
 
-def test_items_of_prototypes_are_drawn_from_every_class():
-    labels = np.array([0] * 30 + [1] * 5 + [3])
-    ids = [f"item-{i}" for i in range(36)]
-    chosen = some_of_each_class(ids, labels, 0.1, seed=1)
-    assert np.bincount(labels[chosen]).tolist() == [3, 1, 0, 1]
-    assert chosen.tolist() != some_of_each_class(ids, labels, 0.1, seed=2).tolist()
-    assert some_of_each_class(ids, labels, 1.0, seed=1).tolist() == list(range(36))
+def test_items_of_prototypes_are_drawn_from_every_class_of_every_modality():
+    items = make_items(36)
+    items.labels = np.array([0] * 30 + [1] * 5 + [2])
+    items.present[:20, 0] = False
+    chosen = some_of_each_class(items, 0.1, seed=1)
+    assert [np.bincount(items.labels[chosen[:, i]]).tolist() for i in (0, 1)] == [[1, 1, 1], [3, 1, 1]]
+    assert not (chosen & ~items.present).any()
+    assert chosen.tolist() != some_of_each_class(items, 0.1, seed=2).tolist()
+    assert (some_of_each_class(items, 1.0, seed=1) == items.present).all()
+
+
+def test_a_class_that_a_modality_never_shows_leaves_the_loss_finite():
+    items = make_items(24, missing=0.3)
+    items.present[items.labels == 1, 0] = False
+    classifier, method = make_pair("pmr")
+    ctx = make_context(classifier, train=items)
+    method.before_epoch(ctx)
+    assert method._prototypes["audio"][1].isnan().all()
+    assert torch.isfinite(method.step(ctx, [whole_batch(items)]))
+    assert all(torch.isfinite(p.grad).all() for p in classifier.parameters() if p.grad is not None)
 
 
 def test_an_epochs_prototypes_are_the_class_means_of_what_is_there():

@@ -1,0 +1,296 @@
+"""Diagnosing & Re-learning: encoders that learn a modality by heart are pulled back towards where they began.
+
+Wei, Li, Feng and Hu, "Diagnosing and Re-learning for Balanced Multimodal Learning", ECCV 2024 (arXiv 2407.09705).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raybal import hashing
+from raybal.analysis.clustering import Workers, k_means, scale_columns
+from raybal.balancing.base import Context
+from raybal.balancing.looking import Seen, look
+from raybal.balancing.paced import PacedMethod, PacedSettings
+from raybal.data.batches import Items
+from raybal.errors import RaybalError
+from raybal.settings import setting
+
+log = logging.getLogger(__name__)
+
+INITIAL = "initial."
+
+
+@dataclass(frozen=True)
+class DiagnosingRelearningSettings(PacedSettings):
+    """Settings of Diagnosing & Re-learning. Published for CREMA-D: scale 3, every 20 of 90 epochs, three times."""
+
+    method: str = setting("diagnosing_relearning", help="balancing method")
+    scale: float = setting(
+        3.0,
+        gt=0,
+        help="lambda: how fast the pull grows with the purity gap, tanh(scale * gap)",
+        search={"kind": "loguniform", "low": 0.5, "high": 10.0},
+    )
+    interval: int = setting(
+        20,
+        ge=1,
+        help="epochs between diagnoses; leave as many after the last one",
+        search={"kind": "choice", "values": [5, 10, 15, 20, 30]},
+    )
+    times: int = setting(3, ge=0, help="largest number of diagnoses", search={"kind": "int", "low": 1, "high": 5})
+    holdout_share: float = setting(
+        0.11, gt=0, lt=1, help="share of the labelled training items that separability is compared on, not trained on"
+    )
+    preset: Literal["none", "paper"] = setting(
+        "none",
+        help="paper: match_sizes false, max_items none, buffers and optimizer_state keep, as the authors released it; "
+        "these four settings are then not looked at",
+    )
+    match_sizes: bool = setting(
+        True,
+        help="whether both parts are clustered with equally many items: a smaller part looks purer by chance alone",
+    )
+    max_items: int | None = setting(
+        100_000,
+        ge=1,
+        help="largest part that is clustered, drawn by class: 10,000 items give a standard error of purity of at most "
+        "0.005; none: all",
+    )
+    restarts: int = setting(10, ge=1, help="starts of k-means; a single one moves purity by several points")
+    buffers: Literal["keep", "interpolate", "reset"] = setting(
+        "keep", help="running statistics of the encoder's batch norm: kept as published, mixed like weights, or initial"
+    )
+    optimizer_state: Literal["keep", "scale", "reset"] = setting(
+        "keep",
+        help="momentum of the pulled weights: kept as published (the next steps push back), scaled by 1 - strength, or "
+        "forgotten",
+    )
+
+
+class DiagnosingRelearning(PacedMethod):
+    """Compares how separable a modality's classes are on trained and on held-out items, and mixes its encoder with its
+    initial weights by the gap.
+
+    Separability is the purity of k-means clusters of the embeddings, k the number of classes. A large gap means an
+    encoder that has learnt its items by heart: its weights become strength * initial + (1 - strength) * weights. A
+    small gap, of a modality that is well learnt or has little to tell, changes little. Trained on the fused loss.
+
+    It acts before an epoch, after the last one's model was validated and kept, so that weights that were just pulled
+    are never the ones chosen; it never looks at validation items. All workers diagnose together, and their weights are
+    compared afterwards. Departures from the released code: encoders are chosen as modules, not by parts of parameter
+    names; parts have equal sizes and several starts (see `preset`); a diagnosis needs as many held-out items of a
+    modality as there are classes, and is left out with a warning below that.
+    """
+
+    name = "diagnosing_relearning"
+    Settings = DiagnosingRelearningSettings
+    settings: DiagnosingRelearningSettings
+
+    def __init__(self, settings: DiagnosingRelearningSettings, modalities: tuple[str, ...], classes: int) -> None:
+        super().__init__(settings, modalities, classes)
+        self._fired = 0
+        self._initial: dict[str, Tensor] = {}
+
+    @property
+    def holdout_share(self) -> float:
+        return self.settings.holdout_share
+
+    def setup(self, ctx: Context) -> None:
+        if not self._initial:
+            self._initial = {name: value.detach().cpu().clone() for name, value in _encoders(ctx).items()}
+
+    def before_epoch(self, ctx: Context) -> None:
+        settings = self.settings
+        paced = self.strengths(ctx).cpu()
+        if not is_due(ctx.epoch - 1, settings.interval, settings.times, self._fired) or ctx.held_out is None:
+            return
+        self._fired += 1
+        found = [self._diagnose(ctx, i, *self._parts(ctx)) for i in range(len(self.modalities))]
+        for name in ("purity_train", "purity_held_out"):
+            ctx.record(name, torch.tensor([f[name] for f in found], dtype=torch.float64))
+        strengths = paced * torch.tensor([f["strength"] for f in found], dtype=torch.float64)
+        ctx.record("reinit_strength", strengths)
+        for m, strength in zip(self.modalities, strengths.tolist(), strict=True):
+            self._relearn(ctx, m, strength)
+        _check_equal(ctx)
+
+    def _parts(self, ctx: Context) -> tuple[Seen, Seen]:
+        assert ctx.held_out is not None
+        paper = self.settings.preset == "paper"
+        largest = None if paper else self.settings.max_items
+        held_out = draw(ctx.held_out, largest, hashing.digest("diagnose", ctx.seed, ctx.epoch, "held out"))
+        size = len(held_out) if self.settings.match_sizes and not paper else largest
+        trained = draw(ctx.train, size, hashing.digest("diagnose", ctx.seed, ctx.epoch, "train"))
+        return look(ctx, ctx.train, trained), look(ctx, ctx.held_out, held_out)
+
+    def _diagnose(self, ctx: Context, i: int, train: Seen, held_out: Seen) -> dict[str, float]:
+        workers = Workers(ctx.rank, ctx.world, ctx.all_reduce)
+        m = self.modalities[i]
+        seed = hashing.digest("k-means", ctx.seed, ctx.epoch, m)
+        purities = []
+        for part in (train, held_out):
+            rows = part.present[:, i]
+            try:
+                purities.append(
+                    separability(
+                        part.embeddings[m][rows], part.labels[rows], self.classes, self.settings.restarts, seed, workers
+                    )
+                )
+            except ValueError as error:
+                if ctx.rank == 0:
+                    log.warning("epoch %d: %s is not diagnosed, since %s", ctx.epoch, m, error)
+                return {"purity_train": math.nan, "purity_held_out": math.nan, "strength": 0.0}
+        strength = reinit_strength(abs(purities[0] - purities[1]), self.settings.scale)
+        if ctx.rank == 0:
+            log.info(
+                "epoch %d: %s has purity %.3f in training and %.3f held out: pulled back by %.2f",
+                ctx.epoch,
+                m,
+                *purities,
+                strength,
+            )
+        return {"purity_train": purities[0], "purity_held_out": purities[1], "strength": strength}
+
+    @torch.no_grad()
+    def _relearn(self, ctx: Context, m: str, strength: float) -> None:
+        encoder = ctx.classifier.encoders[m]
+        prefix = f"{m}."
+        initial = {n.removeprefix(prefix): v for n, v in self._initial.items() if n.startswith(prefix)}
+        parameters = dict(encoder.named_parameters())
+        soft_reinitialise(parameters, initial, strength)
+        paper = self.settings.preset == "paper"
+        if self.settings.buffers != "keep" and not paper:
+            soft_reinitialise(
+                dict(encoder.named_buffers()), initial, strength if self.settings.buffers == "interpolate" else 1.0
+            )
+        if self.settings.optimizer_state != "keep" and not paper:
+            for parameter in parameters.values():
+                _calm(ctx.optimizer, parameter, 0.0 if self.settings.optimizer_state == "reset" else 1 - strength)
+
+    def state_dict(self) -> dict[str, Any]:
+        initial = {f"{INITIAL}{name}": value for name, value in self._initial.items()}
+        return super().state_dict() | {"fired": self._fired} | initial
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._fired = state["fired"]
+        self._initial = {k.removeprefix(INITIAL): v.cpu() for k, v in state.items() if k.startswith(INITIAL)}
+
+
+def is_due(epoch: int, interval: int, times: int, fired: int) -> bool:
+    """Returns whether a diagnosis follows an epoch (counted from 0), of those every `interval` epochs, after `fired`
+    of at most `times`."""
+    return epoch > 0 and epoch % interval == 0 and fired < times
+
+
+def purity(clusters: Tensor, labels: Tensor) -> float:
+    """Returns the share of items that are of their cluster's most frequent class, in (0, 1].
+
+    Args:
+        clusters, labels: [n] of integers, any numbering.
+    """
+    _, rows = clusters.unique(return_inverse=True)
+    _, columns = labels.unique(return_inverse=True)
+    counts = torch.zeros(int(rows.max()) + 1, int(columns.max()) + 1, dtype=torch.float64, device=rows.device)
+    counts.index_put_((rows, columns), torch.ones(len(rows), dtype=torch.float64, device=rows.device), accumulate=True)
+    return float(counts.amax(1).sum() / len(rows))
+
+
+def reinit_strength(gap: float, scale: float = 3.0) -> float:
+    """Returns tanh(scale * gap), in [0, 1) for a purity gap in [0, 1]."""
+    return math.tanh(scale * gap)
+
+
+@torch.no_grad()
+def soft_reinitialise(
+    current: Mapping[str, Tensor], initial: Mapping[str, Tensor], strength: float
+) -> Mapping[str, Tensor]:
+    """Mixes tensors with their initial values, in place: strength * initial + (1 - strength) * current.
+
+    Args:
+        current: tensors by name; they are changed and returned. Those of whole numbers become initial at strength 1
+            and stay as they are below.
+        initial: by the same names.
+        strength: in [0, 1].
+    """
+    for name, value in current.items():
+        start = initial[name].to(value.device)
+        if value.is_floating_point():
+            value.mul_(1 - strength).add_(start, alpha=strength)
+        elif strength == 1:
+            value.copy_(start)
+    return current
+
+
+def separability(
+    embeddings: Tensor, labels: Tensor, classes: int, restarts: int, seed: int, workers: Workers | None = None
+) -> float:
+    """Returns the purity of as many k-means clusters of embeddings as there are classes, each column scaled to [-1, 1].
+
+    Args:
+        embeddings, labels: this worker's part, [n, d] and int64 [n] in 0..classes-1.
+
+    Raises:
+        ValueError: fewer items than classes over all workers, or embeddings that are not finite.
+    """
+    workers = workers or Workers()
+    clusters = k_means(scale_columns(embeddings, workers), classes, restarts=restarts, seed=seed, workers=workers)
+    counts = torch.zeros(classes, classes, dtype=torch.float64, device=embeddings.device)
+    ones = torch.ones(len(labels), dtype=torch.float64, device=embeddings.device)
+    counts.index_put_((clusters.assignment, labels), ones, accumulate=True)
+    counts = workers.sum(counts)
+    return float(counts.amax(1).sum() / counts.sum())
+
+
+def draw(items: Items, size: int | None, seed: int) -> NDArray[np.int64]:
+    """Returns the positions of at most `size` items, ascending, with the classes in proportion: by a hash of the seed
+    and the ids."""
+    if size is None or size >= len(items):
+        return np.arange(len(items))
+    order = hashing.order(items.ids, seed)
+    # The i-th item of a class with n comes at (i + 1/2) / n of the way: any beginning has all classes in proportion.
+    ranks = np.empty(len(items))
+    for label in np.unique(items.labels):
+        own = order[items.labels[order] == label]
+        ranks[own] = (np.arange(len(own)) + 0.5) / len(own)
+    return np.sort(order[np.argsort(ranks[order], kind="stable")[:size]])
+
+
+def _encoders(ctx: Context) -> dict[str, Tensor]:
+    named = ctx.classifier.encoders
+    return {**dict(named.named_parameters()), **dict(named.named_buffers())}
+
+
+def _calm(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, share: float) -> None:
+    """Keeps a share of an optimizer's momentum of one parameter; at 0 its state starts anew."""
+    if share == 0:
+        optimizer.state.pop(parameter, None)
+        return
+    state = optimizer.state.get(parameter, {})
+    for key, power in (("momentum_buffer", 1), ("exp_avg", 1), ("exp_avg_sq", 2)):
+        if state.get(key) is not None:
+            state[key].mul_(share**power)
+
+
+def _check_equal(ctx: Context) -> None:
+    """Compares the workers' encoders.
+
+    Raises:
+        RaybalError: they differ.
+    """
+    flat = [p.detach().double().flatten() for p in ctx.classifier.encoders.parameters()]
+    # Weighted by position, so that an exchange shows.
+    sums = torch.stack([v @ torch.cos(torch.arange(len(v), dtype=torch.float64, device=v.device)) for v in flat])
+    everyone = Workers(ctx.rank, ctx.world, ctx.all_reduce).gather(sums)
+    if bool((everyone != everyone[0]).any()):
+        raise RaybalError("the workers' encoders differ after re-learning: their weights were not the same before")

@@ -1,0 +1,198 @@
+"""Diagnosing & Re-learning against recorded outputs of the authors' code."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix
+from toy import make_context, make_items, make_pair, whole_batch
+
+from raybal.balancing.diagnosing_relearning import (
+    draw,
+    is_due,
+    purity,
+    reinit_strength,
+    separability,
+    soft_reinitialise,
+)
+from raybal.training.step import train_step
+
+PARTS = ("train_audio", "val_audio", "train_visual", "val_visual")
+
+
+def test_purity_equals_the_authors(vectors):
+    data = vectors("dr_purity")
+    cases = [k.removesuffix("_labels") for k in data if k.endswith("_labels")]
+    assert len(cases) == 8
+    for case in cases:
+        found = purity(torch.from_numpy(data[f"{case}_clusters"]), torch.from_numpy(data[f"{case}_labels"]))
+        assert found == pytest.approx(float(data[f"{case}_purity"]), abs=1e-12), case
+
+
+def test_purity_of_a_contingency_table():
+    generator = np.random.default_rng(0)
+    clusters, labels = generator.integers(0, 4, 100), generator.integers(0, 4, 100)
+    wanted = confusion_matrix(clusters, labels).max(1).sum() / 100
+    assert purity(torch.from_numpy(clusters), torch.from_numpy(labels)) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_strength_equals_the_authors(vectors):
+    data = vectors("dr_strength")
+    for scale, row in zip(data["lambdas"], data["alpha"], strict=True):
+        found = [reinit_strength(float(gap), float(scale)) for gap in data["gaps"]]
+        np.testing.assert_allclose(found, row, rtol=0, atol=1e-12)
+
+
+def test_diagnoses_follow_the_authors_epochs(vectors):
+    data = vectors("dr_schedule")
+    for (epochs, interval, times), wanted in zip(data["epochs_interval_num"].tolist(), data["triggers"], strict=True):
+        fired: list[int] = []
+        for epoch in range(epochs):
+            if is_due(epoch, interval, times, len(fired)):
+                fired.append(epoch)
+        assert fired == wanted[wanted >= 0].tolist()
+
+
+def test_a_diagnosis_from_the_recorded_clusters_is_the_authors(vectors):
+    data = vectors("dr_diagnose_separable")
+    assert data["purity_order"].tolist() == list(PARTS)
+    found = [
+        purity(torch.from_numpy(data[f"clusters_{part}"]), torch.from_numpy(data[f"{part.split('_')[0]}_labels"]))
+        for part in PARTS
+    ]
+    np.testing.assert_allclose(found, data["purity"], rtol=0, atol=1e-12)
+    gaps = [abs(found[0] - found[1]), abs(found[2] - found[3])]
+    np.testing.assert_allclose(gaps, data["gap"], rtol=0, atol=1e-12)
+    alphas = [reinit_strength(gap, float(data["move_lambda"])) for gap in gaps]
+    np.testing.assert_allclose(alphas, data["alpha"], rtol=0, atol=1e-12)
+
+
+def test_our_own_clusters_are_as_pure_as_the_authors(vectors):
+    """With the best of ten starts inside the range of ten single starts."""
+    data = vectors("dr_diagnose_separable")
+    for part, seen in zip(PARTS, data["purity_10_seeds"], strict=True):
+        features = torch.from_numpy(data[part])
+        labels = torch.from_numpy(data[f"{part.split('_')[0]}_labels"])
+        found = separability(features, labels, int(data["n_classes"]), restarts=10, seed=3)
+        assert seen.min() - 1e-12 <= found <= seen.max() + 1e-12, part
+
+
+def test_weights_after_a_pull_and_the_step_that_follows_are_the_authors(vectors):
+    """Momentum of before pushes on after the pull; buffers and the head stay."""
+    data = {k: torch.from_numpy(v) for k, v in vectors("dr_reinit").items() if v.dtype.kind != "U"}
+    state = {k.removeprefix("current/"): v.clone() for k, v in data.items() if k.startswith("current/")}
+    for m in ("audio", "visual"):
+        own = {k: v for k, v in state.items() if k.startswith(m) and "running" not in k and "num_batches" not in k}
+        initial = {k: data[f"init/{k}"] for k in own}
+        assert soft_reinitialise(own, initial, float(data[f"alpha_{m}"])) is own
+    wanted = {k.removeprefix("after/"): v for k, v in data.items() if k.startswith("after/")}
+    assert state.keys() == wanted.keys()
+    for name, value in wanted.items():
+        if name.startswith("head") or "running" in name or "num_batches" in name:
+            assert torch.equal(state[name], value), name
+        else:
+            torch.testing.assert_close(state[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_whole_numbers_are_only_taken_back_altogether():
+    counts = {"n": torch.tensor(5)}
+    assert soft_reinitialise(counts, {"n": torch.tensor(1)}, 0.7)["n"] == 5
+    assert soft_reinitialise(counts, {"n": torch.tensor(1)}, 1.0)["n"] == 1
+
+
+def test_a_draw_has_all_classes_in_proportion_and_stays_the_same():
+    items = make_items(40)
+    items.labels = np.array([0] * 20 + [1] * 12 + [2] * 8)
+    for size, wanted in ((10, [5, 3, 2]), (20, [10, 6, 4])):
+        chosen = draw(items, size, seed=1)
+        assert np.bincount(items.labels[chosen]).tolist() == wanted
+        assert (np.diff(chosen) > 0).all()
+    assert draw(items, 10, seed=1).tolist() != draw(items, 10, seed=2).tolist()
+    assert draw(items, None, seed=1).tolist() == draw(items, 40, seed=1).tolist() == list(range(40))
+
+
+def _relearn(strengths, optimizer="sgd", norm="group", **options):
+    """Trains three steps, then pulls the encoders with given strengths; returns what was before and after."""
+    from toy import make_classifier
+
+    items = make_items(24)
+    _, method = make_pair("diagnosing_relearning", interval=1, times=1, **options)
+    classifier = make_classifier(norm=norm)
+    kind = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    }[optimizer]
+    ctx = make_context(classifier, kind(list(classifier.parameters())), train=items, held_out=make_items(12, seed=4))
+    initial = {k: v.clone() for k, v in classifier.state_dict().items()}
+    method.setup(ctx)
+    for _ in range(3):
+        train_step(ctx, method, [whole_batch(items)])
+    before = {k: v.clone() for k, v in classifier.state_dict().items()}
+    momenta = {
+        n: {k: v.clone() for k, v in ctx.optimizer.state[p].items() if isinstance(v, torch.Tensor)}
+        for n, p in classifier.named_parameters()
+    }
+    found = iter(strengths)
+    method._diagnose = lambda *a: {"purity_train": 1.0, "purity_held_out": 0.5, "strength": next(found)}
+    ctx.epoch = 2
+    method.before_epoch(ctx)
+    return ctx, initial, before, momenta
+
+
+@pytest.mark.parametrize("buffers", ["keep", "interpolate", "reset"])
+def test_only_encoders_are_pulled_each_by_its_own_strength(buffers):
+    ctx, initial, before, _ = _relearn((0.25, 0.5), norm="batch", buffers=buffers)
+    after = ctx.classifier.state_dict()
+    for name, value in before.items():
+        share = {"encoders.audio": 0.25, "encoders.video": 0.5}.get(".".join(name.split(".")[:2]), 0.0)
+        if "running" in name or "num_batches" in name:
+            share = {"keep": 0.0, "interpolate": share if "running" in name else 0.0, "reset": 1.0}[buffers]
+        wanted = share * initial[name] + (1 - share) * value
+        torch.testing.assert_close(after[name], wanted.to(value.dtype), rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("choice", ["keep", "scale", "reset"])
+def test_momentum_is_kept_scaled_or_forgotten(optimizer, choice):
+    ctx, _, _, before = _relearn((0.25, 0.5), optimizer, optimizer_state=choice)
+    for name, parameter in ctx.classifier.named_parameters():
+        strength = {"encoders.audio": 0.25, "encoders.video": 0.5}.get(".".join(name.split(".")[:2]))
+        state = ctx.optimizer.state.get(parameter, {})
+        if strength is not None and choice == "reset":
+            assert not state, name
+            continue
+        for key, value in before[name].items():
+            power = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2}.get(key, 0)
+            share = (1 - strength) ** power if strength is not None and choice == "scale" else 1.0
+            torch.testing.assert_close(state[key], share * value, msg=f"{name} {key}")
+
+
+def test_the_paper_preset_sets_the_other_choices_aside():
+    options = {"buffers": "reset", "optimizer_state": "reset", "max_items": 2}
+    ctx, _, before, momenta = _relearn((0.25, 0.5), norm="batch", preset="paper", **options)
+    for name, value in ctx.classifier.state_dict().items():
+        if "running" in name:
+            assert torch.equal(value, before[name])
+    for name, parameter in ctx.classifier.named_parameters():
+        assert torch.equal(ctx.optimizer.state[parameter]["momentum_buffer"], momenta[name]["momentum_buffer"])
+    _, method = make_pair("diagnosing_relearning", preset="paper", **options)
+    train, held_out = method._parts(ctx)
+    assert (len(train.labels), len(held_out.labels)) == (24, 12)
+    _, method = make_pair("diagnosing_relearning")
+    train, held_out = method._parts(ctx)
+    assert (len(train.labels), len(held_out.labels)) == (12, 12)
+
+
+def test_a_diagnosis_with_too_few_items_is_left_out_with_a_warning(caplog):
+    classifier, method = make_pair("diagnosing_relearning", interval=1)
+    ctx = make_context(classifier, train=make_items(12), held_out=make_items(2))
+    method.setup(ctx)
+    before = {k: v.clone() for k, v in classifier.state_dict().items()}
+    ctx.epoch = 2
+    with caplog.at_level(logging.WARNING):
+        method.before_epoch(ctx)
+    assert "audio is not diagnosed, since 2 rows cannot make 3 clusters" in caplog.text
+    assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items())
