@@ -69,6 +69,11 @@ class Settings:
         """Returns the class that these plain values are settings of; a family of settings chooses by a name."""
         return cls
 
+    @classmethod
+    def complete(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns these plain values with those filled in that follow from them."""
+        return content
+
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
@@ -110,6 +115,7 @@ def from_plain(cls: type[T], content: Mapping[str, Any], where: str = "") -> T:
     if issubclass(cls, Settings):
         with _under(prefix):
             cls = typing.cast("type[T]", cls.resolve(content))
+            content = cls.complete(content)  # type: ignore[attr-defined]
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     for key in content:

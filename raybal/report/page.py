@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import platform
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -76,6 +77,11 @@ def render(experiment: ExperimentRecord, store: Store, pool: Pool, sidecar: Side
 
 @functools.cache
 def _template() -> jinja2.Template:
+    return template("report.html.jinja")
+
+
+def template(name: str, **filters: Callable[[Any], str]) -> jinja2.Template:
+    """Returns a page's template, with filters of its own beside those that all pages have."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -92,8 +98,8 @@ def _template() -> jinja2.Template:
         "seconds": _seconds,
         "colour": lambda k: f"var(--modality-{k % MODALITY_COLOURS})" if k >= 0 else "var(--ink)",
         "marker": lambda k: MARKERS[k % len(MARKERS)] if k >= 0 else "o",
-    }
-    return environment.get_template("report.html.jinja")
+    } | filters
+    return environment.get_template(name)
 
 
 def _seconds(value: float) -> str:
@@ -264,16 +270,16 @@ def _time(experiment: ExperimentRecord) -> dict[str, Any]:
 
 def _versions(experiment: ExperimentRecord) -> list[tuple[str, str]]:
     """Returns the versions of what wrote the report, as (name, version)."""
+    started = experiment.begun.get("raybal")
+    return [*([("store last started with raybal", started)] if started else []), *versions()]
+
+
+def versions() -> list[tuple[str, str]]:
+    """Returns the versions of what writes a page, as (name, version)."""
     found = []
     for name, package in (("report written by raybal", "raybal"), ("ray", "ray"), ("torch", "torch")):
         try:
             found.append((name, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:
             found.append((name, "not installed"))
-    started = experiment.begun.get("raybal")
-    return [
-        *([("store last started with raybal", started)] if started else []),
-        *found,
-        ("Python", platform.python_version()),
-        ("platform", platform.platform()),
-    ]
+    return [*found, ("Python", platform.python_version()), ("platform", platform.platform())]

@@ -1,0 +1,92 @@
+"""Settings of a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raybal.balancing.base import METHODS, BalancingSettings
+from raybal.errors import ConfigError, did_you_mean
+from raybal.models.classifier import ModelSettings
+from raybal.resources import ResourceSettings
+from raybal.settings import Settings, setting
+from raybal.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class TableConfig(Settings):
+    """Training on the labelled items of a prepared pool: one run, or a table of balancing methods and seeds.
+
+    Every method gets the same epochs and the same number of trials: each learning rate is tried with the first seed
+    and the best on validation is kept, then the other seeds follow. Test items are looked at once a method and seed,
+    when all choices are made. The table grows cell by cell; the same command continues it, and it may be given more
+    methods and seeds later.
+
+      python jobs/train.py                                                    all methods on the built-in pool
+      python jobs/train.py --methods mlb --seeds 1 --learning-rates 0.001     one run
+      python jobs/train.py --methods mlb,strong --balancing.strong.method mlb --balancing.strong.alpha 4
+
+    Keys marked * may change when a table is continued; all others define it.
+    """
+
+    pool: str = setting(
+        "demo", defines=False, help="prepared pool, a folder or URI; demo: the built-in pool of spoken moving digits"
+    )
+    store: str = setting("runs/table", defines=False, help="folder or URI that keeps everything of the table")
+    seed: int = setting(0, ge=0, help="of the split, and of the items drawn; runs have seeds of their own")
+    methods: list[str] = setting(
+        factory=lambda: METHODS.names(),
+        defines=False,
+        help="rows of the table: balancing methods, or names of your own for settings under `balancing`",
+    )
+    seeds: int = setting(5, ge=1, defines=False, help="runs of each method")
+    learning_rates: list[float] = setting(
+        factory=lambda: [3e-4, 1e-3, 3e-3], help="learning rates that every method tries, in place of that of `train`"
+    )
+    items: int | None = setting(
+        None, ge=2, help="labelled training items that each seed draws, the same for all methods; none: all"
+    )
+    validation_share: float = setting(
+        0.2, gt=0, lt=1, help="share of whole groups that validates where the pool has no validation split"
+    )
+    model: ModelSettings = setting(factory=ModelSettings, help="the model")
+    balancing: dict[str, BalancingSettings] = setting(
+        factory=dict, defines=False, help="settings of a row of the table, its method included"
+    )
+    train: TrainSettings = setting(factory=TrainSettings, help="how a model is trained")
+    resources: ResourceSettings = setting(factory=ResourceSettings, help="what may be used of the cluster")
+
+    @classmethod
+    def complete(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        rows = content.get("methods")
+        rows = METHODS.names() if rows is None else rows
+        given = content.get("balancing") or {}
+        if not isinstance(rows, list) or not isinstance(given, Mapping):
+            return content
+        for name in given:
+            if name not in rows:
+                raise ConfigError(
+                    f"balancing.{name}: the table has no such row; methods are {', '.join(map(str, rows))}"
+                    f"{did_you_mean(name, rows)}"
+                )
+        return {**content, "balancing": {str(name): {"method": name, **(given.get(name) or {})} for name in rows}}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.methods:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+                raise ConfigError(f"methods: {name!r} is not accepted; a row's name has letters, digits and _ . -")
+            if self.methods.count(name) > 1:
+                raise ConfigError(f"methods: {name!r} is there twice")
+        if not self.methods or not self.learning_rates:
+            raise ConfigError("methods and learning_rates: there must be at least one of each")
+        if len(set(self.learning_rates)) < len(self.learning_rates) or min(self.learning_rates) <= 0:
+            raise ConfigError(f"learning_rates: {self.learning_rates} is not accepted; give different ones above 0")
+
+    def settings_of(self, row: str) -> BalancingSettings:
+        """Returns the balancing settings of a row."""
+        if row in self.balancing:
+            return self.balancing[row]
+        return METHODS.get(row).Settings(method=row)

@@ -1,0 +1,348 @@
+"""Filling a table cell by cell.
+
+    table.yaml                     what defines the table, and all settings of this start
+    rows/<row>.yaml                the settings that a row was begun with
+    cells/<row>/<rate>/<seed>/     a training run: items, checkpoints, model, and the markers train.yaml, measure.yaml
+    cells.csv, table.csv           every measured cell, and every finished row
+    report.html                    the table with its figures
+
+Cells are independent: without data-parallel workers each is one Ray task on one CPU (or one GPU), as many at a time as
+the cluster has. A cell with a marker is not run again, and one that was interrupted goes on at its last epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import ray
+import torch
+
+import raybal
+from raybal import hashing, memory
+from raybal.config import defining
+from raybal.data.pool import Pool, Sidecar
+from raybal.data.prepare import DEMO, demo_pool
+from raybal.data.split import validation_parts
+from raybal.errors import DataError, RaybalError, StoreError, shorten
+from raybal.lease import Lease
+from raybal.predictor import PredictorSpec
+from raybal.resources import capacity, check_place, cluster
+from raybal.store import Store
+from raybal.table.cells import Cell, measure
+from raybal.table.config import TableConfig
+from raybal.table.page import write_page
+from raybal.table.summary import Summary, summarise
+from raybal.training.checkpoint import Checkpoints
+from raybal.training.task import TrainTask
+from raybal.training.worker import train
+
+FORMAT = 1
+NAME = "table.yaml"
+FOLDERS = ("cells", "rows")
+
+log = logging.getLogger(__name__)
+
+Labelled = list[tuple[str, int]]
+
+
+def run_table(config: TableConfig) -> Summary:
+    """Fills a table, writes its files and prints it.
+
+    Raises:
+        RaybalError: the table cannot begin or continue.
+    """
+    check_place("store", config.store)
+    store = Store(config.store)
+    _check_begun(store, config)
+    with Lease(store) as lease, cluster(config.resources):
+        if config.pool == DEMO:
+            config = dataclasses.replace(config, pool=demo_pool())
+        else:
+            check_place("pool", config.pool)
+            config = dataclasses.replace(config, pool=Store(config.pool).root)
+        store.sweep(FOLDERS)
+        table = Table(config, store, lease)
+        table.begin()
+        summary = table.run()
+    report = write_page(store, summary, config)
+    for line in summary.lines():
+        log.info("%s", line)
+    log.info("store:  %s", store.root)
+    log.info("report: %s", report)
+    return summary
+
+
+class Table:
+    """A table of methods and seeds over one pool. Ray must be connected.
+
+    Args:
+        config: its settings.
+        store: where it lies.
+        lease: of the store, held.
+
+    Raises:
+        ConfigError, DataError, StoreError: it cannot begin, or cannot continue with these settings.
+    """
+
+    def __init__(self, config: TableConfig, store: Store, lease: Lease) -> None:
+        self.config = config
+        self.store = store
+        self.lease = lease
+        self.pool = Pool(config.pool)
+        self.sidecar = Sidecar(config.pool)
+        if self.pool.info.classes is None:
+            raise DataError(f"pool {config.pool} knows no classes: its manifest has no labels to train with")
+        self.classes = self.pool.info.classes
+        self.test = self._labelled("test")
+        if not self.test:
+            raise DataError(f"pool {config.pool} has no labelled test items, which a table is about")
+        config.train.resolve_device()
+        for row in config.methods:
+            self._spec(row, 0).build()
+        self._check()
+
+    # What it is.
+
+    def begin(self) -> None:
+        """Writes what defines the table and its rows."""
+        content = {"format": FORMAT, "raybal": raybal.__version__, "defines": self._keys}
+        self.store.write_yaml(NAME, content | {"settings": dataclasses.asdict(self.config)})
+        for row in self.config.methods:
+            self.store.write_yaml(f"rows/{row}.yaml", defining(self.config.settings_of(row)))
+
+    @property
+    def _keys(self) -> dict[str, Any]:
+        keys = {k: v for k, v in defining(self.config).items() if k != "train.learning_rate"}
+        return {"pool": self.pool.info.content_hash, **keys}
+
+    def _check(self) -> None:
+        before = self.store.read_yaml(NAME)["defines"] if self.store.exists(NAME) else {}
+        for key in dict.fromkeys([*before, *self._keys]) if before else ():
+            _refuse_change(self.store, key, before.get(key), self._keys.get(key))
+        for row in self.config.methods:
+            name = f"rows/{row}.yaml"
+            if self.store.exists(name):
+                now = defining(self.config.settings_of(row))
+                old = self.store.read_yaml(name)
+                for key in dict.fromkeys([*old, *now]):
+                    _refuse_change(self.store, f"balancing.{row}.{key}", old.get(key), now.get(key))
+
+    # What it learns from.
+
+    @cached_property
+    def _known(self) -> Labelled:
+        known = self._labelled("train")
+        if not known:
+            raise DataError(f"pool {self.config.pool} has no labelled training items")
+        return known
+
+    def parts(self, seed: int) -> tuple[Labelled, Labelled]:
+        """Returns (training items, validation items) of a seed: the same for all rows."""
+        known, wanted = self._known, self.config.items
+        validation = self._labelled("val")
+        if not validation:
+            ids = [i for i, _ in known]
+            part = validation_parts(
+                ids,
+                self.sidecar.groups(ids),
+                self.config.validation_share,
+                hashing.digest(self.config.seed, "validation"),
+                {},
+            )
+            validation = [(i, k) for i, k in known if part[i] == "validation"]
+            known = [(i, k) for i, k in known if part[i] == "train"]
+        if wanted is not None and wanted < len(known):
+            order = hashing.order([i for i, _ in known], hashing.digest(self.config.seed, "items", seed))
+            known = [known[p] for p in order[:wanted]]
+        return known, validation
+
+    def _labelled(self, split: str) -> Labelled:
+        ids = self.pool.ids_at(self.pool.positions_in(split))
+        ids = list(self.sidecar.labels(ids)) if ids else []
+        return list(zip(ids, self.sidecar.class_indices(ids, self.classes, f"the {split} split"), strict=True))
+
+    def _spec(self, row: str, seed: int) -> PredictorSpec:
+        weights = hashing.digest(self.config.seed, "weights", seed)
+        balancing = self.config.settings_of(row)
+        return PredictorSpec(self.pool.info.modalities, self.classes, self.config.model, balancing, weights)
+
+    def task(self, cell: Cell) -> TrainTask:
+        """Returns the training run of a cell."""
+        return TrainTask(
+            store=self.store.root,
+            folder=cell.folder,
+            pool=self.pool.store.root,
+            spec=self._spec(cell.row, cell.seed),
+            settings=dataclasses.replace(self.config.train, learning_rate=cell.learning_rate),
+            seed=hashing.digest(self.config.seed, "train", cell.seed),
+            token=self.lease.token,
+        )
+
+    # How it is filled.
+
+    def run(self) -> Summary:
+        """Fills what is missing and returns what came out."""
+        config = self.config
+        rates = config.learning_rates
+        trials = [Cell(row, rate, 0) for row in config.methods for rate in rates]
+        total = len(trials) + len(config.methods) * (config.seeds - 1)
+        log.info(
+            "table: %d methods, %d seeds, %d learning rates: %d training runs of %d epochs",
+            len(config.methods), config.seeds, len(rates), total, config.train.epochs,
+        )  # fmt: skip
+        progress = _Progress(total)
+        self._fill(trials, progress, final=len(rates) == 1)
+        chosen = {row: self._best(row) for row in config.methods}
+        if len(rates) > 1:
+            log.info("learning rates: %s", ", ".join(f"{row} {rate:g}" for row, rate in chosen.items()))
+        final = [Cell(row, rate, seed) for row, rate in chosen.items() for seed in range(config.seeds)]
+        self._fill(final, progress, final=True)
+        return summarise(self.store, final, self.pool.info.names)
+
+    def _best(self, row: str) -> float:
+        """Returns the learning rate with the best validation accuracy, then likelihood, of the first seed."""
+
+        def score(rate: float) -> tuple[float, float]:
+            result = self.store.read_yaml(Cell(row, rate, 0).trained)
+            kept = result["history"][result["epoch"] - 1]["validation"]
+            return (kept["fused"]["accuracy"], -kept["fused"]["nll"]) if kept else (0.0, -rate)
+
+        return max(self.config.learning_rates, key=score)
+
+    def _fill(self, cells: Sequence[Cell], progress: _Progress, *, final: bool) -> None:
+        """Trains cells that have no marker; measures them if they are final."""
+        left = []
+        for cell in cells:
+            trained = self.store.exists(cell.trained)
+            if trained and (not final or self.store.exists(cell.measured)):
+                progress.known(cell)
+                continue
+            if not trained and not self.store.exists(f"{cell.folder}/items.parquet"):
+                self.task(cell).write_items(*self.parts(cell.seed))
+            left.append(cell)
+        if not left:
+            return
+        if self.config.train.num_workers:
+            self._one_by_one(left, progress, final)
+        else:
+            self._side_by_side(left, progress, final)
+
+    def _one_by_one(self, cells: Sequence[Cell], progress: _Progress, final: bool) -> None:
+        for cell in cells:
+            task = self.task(cell)
+            _work(self.store, cell, task, self.test if final else None, lambda t: train(t, self.config.resources))
+            self.lease.check()
+            progress.done(cell, self.store)
+
+    def _side_by_side(self, cells: Sequence[Cell], progress: _Progress, final: bool) -> None:
+        gpus = self.config.resources.gpus_per_worker
+        if gpus is None:
+            gpus = 1.0 if capacity("GPU") > 0 and self.config.train.device != "cpu" else 0.0
+        remote = _work_alone.options(
+            num_cpus=self.config.resources.cpus_per_worker,
+            num_gpus=gpus,
+            max_retries=self.config.resources.max_failures,
+        )
+        test = ray.put(self.test if final else None)
+        waiting = {remote.remote(cell, self.task(cell), test): cell for cell in cells}
+        try:
+            while waiting:
+                (ready,), _ = ray.wait(list(waiting), num_returns=1)
+                cell = waiting.pop(ready)
+                try:
+                    ray.get(ready)
+                except RaybalError as error:
+                    raise RaybalError(f"{cell.title}: {getattr(error, 'cause', None) or error}") from error
+                self.lease.check()
+                progress.done(cell, self.store)
+        finally:
+            for one in waiting:
+                ray.cancel(one, force=True)
+
+
+@ray.remote
+def _work_alone(cell: Cell, task: TrainTask, test: Labelled | None) -> None:
+    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+    logging.getLogger("raybal").setLevel(logging.WARNING)
+    try:
+        _work(Store(task.store), cell, task, test, lambda t: t.run())
+    finally:
+        memory.give_back()
+
+
+def _work(
+    store: Store, cell: Cell, task: TrainTask, test: Labelled | None, training: Callable[[TrainTask], dict[str, Any]]
+) -> None:
+    """Does what a cell has left to do, and marks it."""
+    # The markers hold the same whoever writes them, so a task that outlives its driver does no harm.
+    if not store.exists(cell.trained):
+        started = time.monotonic()
+        result = training(task)
+        store.write_yaml(cell.trained, {**result, "seconds": round(time.monotonic() - started, 3)})
+        for kind in ("epoch", "best"):
+            # The model is kept; what only a resumed run would need is not.
+            Checkpoints(store, cell.folder).keep_only(kind, None)
+    if test is not None and not store.exists(cell.measured):
+        store.write_yaml(cell.measured, measure(task, test))
+
+
+class _Progress:
+    """Says how far a table is, and how long the rest may take."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._seen: set[Cell] = set()
+        self._done = 0
+        self._started = time.monotonic()
+
+    def known(self, cell: Cell) -> None:
+        """Counts a cell that an earlier start finished."""
+        self._seen.add(cell)
+
+    def done(self, cell: Cell, store: Store) -> None:
+        """Counts and logs a cell that has just been trained; one that was only measured has been counted before."""
+        if cell in self._seen:
+            return
+        self._seen.add(cell)
+        self._done += 1
+        result = store.read_yaml(cell.trained)
+        kept = result["history"][result["epoch"] - 1]["validation"]
+        shown = f"validation {100 * kept['fused']['accuracy']:.1f}%  " if kept else ""
+        left = (self.total - len(self._seen)) * (time.monotonic() - self._started) / self._done
+        log.info(
+            "%d of %d: %s  %s%.0f s, about %.0f min left",
+            len(self._seen), self.total, cell.title, shown, result["seconds"], left / 60,
+        )  # fmt: skip
+
+
+def _check_begun(store: Store, config: TableConfig) -> None:
+    """Refuses a folder that holds something else, or a table of another format."""
+    if not store.exists(NAME):
+        foreign = [name for name in store.names() if not name.startswith((".", "lease."))]
+        if foreign:
+            raise StoreError(
+                f"{store.root} is not a table (it has no {NAME}) and is not empty (it has {shorten(foreign)}); choose "
+                "another folder"
+            )
+        return
+    begun = store.read_yaml(NAME)
+    if not isinstance(begun, dict) or not isinstance(begun.get("defines"), dict):
+        raise StoreError(f"{store.path(NAME)} is damaged: it does not say what was begun; choose another store")
+    if begun.get("format") != FORMAT:
+        raise StoreError(
+            f"table {store.root} was written in format {begun.get('format')} by raybal {begun.get('raybal')}; this is "
+            f"raybal {raybal.__version__}, which reads format {FORMAT}. Use that version, or another store"
+        )
+
+
+def _refuse_change(store: Store, key: str, old: Any, new: Any) -> None:
+    if old != new:
+        raise StoreError(
+            f"table {store.root} was begun with {key} = {old}, and now it is {new}. A table cannot change in the "
+            "middle: give the old value, or choose another store (or another name for the row)"
+        )
