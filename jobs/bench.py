@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from raybal.balancing.base import METHODS
 from raybal.config import parse
 from raybal.errors import ConfigError
 from raybal.job import run_job
@@ -13,15 +14,19 @@ from raybal.settings import Settings, setting
 class BenchConfig(Settings):
     """Measures raybal beside the plainest code that does the same work, after start-up, as ratios in one run."""
 
-    what: Literal["all", "prepare", "train", "score", "seeding", "rounds"] = setting("all", help="what is measured")
+    what: Literal["all", "prepare", "train", "score", "seeding", "rounds", "methods"] = setting(
+        "all", help="what is measured; methods: a training step of each balancing method beside one of joint"
+    )
     clips: str | None = setting(None, help="folder of clips for prepare (repeated as often as needed)")
     seconds: float = setting(60.0, gt=0, help="least duration of each measurement")
     items: int = setting(2000, ge=64, help="items that training and scoring go over again and again")
+    methods: list[str] = setting(factory=lambda: METHODS.names(), help="balancing methods to measure")
     cores: int = setting(2, ge=1, help="cores that both sides use, of those that the machine has")
 
 
 def main() -> None:
     from raybal.bench.machine import cores_of
+    from raybal.bench.methods import bench_methods
     from raybal.bench.prepare import bench_prepare
     from raybal.bench.rounds import bench_rounds
     from raybal.bench.score import bench_score
@@ -37,6 +42,7 @@ def main() -> None:
         "score": lambda: bench_score(config.items, config.seconds, config.cores),
         "rounds, in process": lambda: bench_rounds(0),
         "rounds, two workers": lambda: bench_rounds(2),
+        "methods": lambda: bench_methods(config.methods, config.seconds),
         "prepare": lambda: bench_prepare(config.clips or "", config.seconds, config.cores),
     }
     with cores_of(config.cores):

@@ -70,6 +70,28 @@ def fit(run: Run, on_epoch: Callable[[dict[str, Any]], None] = lambda record: No
         with coefficients `coefficient` and `score` of each modality, and `pace`, the strength in force.
     """
     settings, workers = run.settings, run.workers
+    ctx = begin(run)
+    progress = _resume(run, ctx.optimizer)
+    ctx.epoch = len(progress["history"])
+    ctx.step = ctx.epoch * steps_per_epoch(len(ctx.train), settings.batch_size)
+    run.method.setup(ctx)
+    while ctx.epoch < settings.epochs and not _stalled(progress, settings.patience):
+        record = _epoch(run, ctx)
+        progress["history"].append(record)
+        score = _score(record)
+        if score > tuple(progress["best_score"]):
+            progress |= {"best": ctx.epoch, "best_score": list(score)}
+        if workers.rank == 0:
+            _save(run, ctx, progress)
+        workers.barrier()
+        on_epoch(record)
+    keep_last = settings.keep == "last" or run.validation is None
+    return {"history": progress["history"], "epoch": ctx.epoch if keep_last else progress["best"]}
+
+
+def begin(run: Run) -> Context:
+    """Returns what a run's method may use, before its first step."""
+    settings, workers = run.settings, run.workers
     classifier = run.classifier.to(run.device)
     optimizer = build_optimizer(list(classifier.parameters()), settings)
     train, held_out = hold_out(run.train, run.method.holdout_share, run.seed)
@@ -91,22 +113,7 @@ def fit(run: Run, on_epoch: Callable[[dict[str, Any]], None] = lambda record: No
         rehearse=lambda method, epochs: _rehearse(run, ctx, method, epochs),
         steps=steps * settings.epochs,
     )
-    progress = _resume(run, optimizer)
-    ctx.epoch = len(progress["history"])
-    ctx.step = ctx.epoch * steps
-    run.method.setup(ctx)
-    while ctx.epoch < settings.epochs and not _stalled(progress, settings.patience):
-        record = _epoch(run, ctx)
-        progress["history"].append(record)
-        score = _score(record)
-        if score > tuple(progress["best_score"]):
-            progress |= {"best": ctx.epoch, "best_score": list(score)}
-        if workers.rank == 0:
-            _save(run, ctx, progress)
-        workers.barrier()
-        on_epoch(record)
-    keep_last = settings.keep == "last" or run.validation is None
-    return {"history": progress["history"], "epoch": ctx.epoch if keep_last else progress["best"]}
+    return ctx
 
 
 def _for_workers(classifier: Classifier, run: Run) -> nn.Module:

@@ -1,0 +1,189 @@
+"""A table of methods and seeds on a real cluster."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from raybal.config import parse
+from raybal.data.pool import Pool, Sidecar
+from raybal.errors import ConfigError, StoreError
+from raybal.predictor import load_predictor
+from raybal.settings import from_plain
+from raybal.store import Store
+from raybal.table import run as table_run
+from raybal.table.cells import Cell
+from raybal.table.config import TableConfig
+from raybal.table.run import run_table
+
+LABELS = "tables/0001/sidecar/labels.parquet"
+
+
+def make_config(pool, store, **changes) -> TableConfig:
+    content = {
+        "pool": str(pool),
+        "store": str(store),
+        "methods": ["mlb", "multi_loss", "ensemble"],
+        "balancing": {"mlb": {"alpha": 2.0}},
+        "seeds": 2,
+        "items": 60,
+        "learning_rates": [0.001, 0.02],
+        "train": {"epochs": 4, "batch_size": 16, "device": "cpu"},
+        "model": {"encoder": {"dim": 8, "width": 4}},
+    }
+    return from_plain(TableConfig, content | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(cluster, feature_pool, tmp_path_factory):
+    store = tmp_path_factory.mktemp("table") / "store"
+    return store, run_table(make_config(feature_pool, store))
+
+
+@pytest.mark.ray
+def test_every_method_has_the_same_trials_and_the_rate_that_validated_best(finished):
+    store, summary = Store(str(finished[0])), finished[1]
+    assert {row.name for row in summary.rows} == {"mlb", "multi_loss", "ensemble"}
+    for row in summary.rows:
+        trials = {rate: store.read_yaml(Cell(row.name, rate, 0).trained) for rate in (0.001, 0.02)}
+        scores = {
+            rate: (kept["fused"]["accuracy"], -kept["fused"]["nll"])
+            for rate, result in trials.items()
+            for kept in [result["history"][result["epoch"] - 1]["validation"]]
+        }
+        assert row.learning_rate == max(scores, key=scores.get)
+        assert {len(t["history"]) for t in trials.values()} == {4}
+        # Test items are looked at once a method and seed, when the rate is chosen.
+        for rate in (0.001, 0.02):
+            assert store.exists(Cell(row.name, rate, 0).measured) == (rate == row.learning_rate)
+        assert store.exists(Cell(row.name, row.learning_rate, 1).measured)
+
+
+@pytest.mark.ray
+def test_what_is_measured_is_what_the_model_does(finished, feature_pool):
+    """The saved model of one cell, measured anew with other code."""
+    store, summary = Store(str(finished[0])), finished[1]
+    row = next(r for r in summary.rows if r.name == "mlb")
+    cell = Cell("mlb", row.learning_rate, 1)
+    predictor, _ = load_predictor(store, f"{cell.folder}/model.safetensors")
+    pool, sidecar = Pool(str(feature_pool)), Sidecar(str(feature_pool))
+    ids = pool.ids_at(pool.positions_in("test"))
+    labels = sidecar.class_indices(ids, pool.info.classes, "test")
+    inputs, present = pool.read(pool.positions_in("test"))
+    with torch.no_grad():
+        mask = torch.from_numpy(present)
+        encoded = predictor.encode({m: torch.from_numpy(x) for m, x in inputs.items()}, mask)
+        probabilities = predictor.logits(encoded.fusion_inputs, mask).softmax(1)
+    guess = probabilities.argmax(1).tolist()
+    found = store.read_yaml(cell.measured)["fused"]
+    assert found["accuracy"] == pytest.approx(sum(a == b for a, b in zip(guess, labels, strict=True)) / len(ids))
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, guess, average="macro"), abs=1e-6)
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for p, label in zip(probabilities, labels, strict=True):
+        bins.setdefault(min(int(float(p.max()) * 15), 14), []).append((float(p.max()), int(p.argmax()) == label))
+    ece = sum(abs(sum(c for c, _ in b) - sum(r for _, r in b)) for b in bins.values()) / len(ids)
+    assert found["ece"] == pytest.approx(ece, abs=1e-5)
+
+
+@pytest.mark.ray
+def test_encoders_trained_alone_leave_nothing_and_all_rows_saw_the_same_items(finished):
+    store, summary = Store(str(finished[0])), finished[1]
+    rows = {row.name: row for row in summary.rows}
+    assert all(m.left.mean == 0 for m in rows["ensemble"].modalities.values())
+    assert "ensemble" not in rows["ensemble"].against
+    assert set(rows["mlb"].against) == {"multi_loss", "ensemble"}
+    for seed in (0, 1):
+        seen = {
+            tuple(sorted(store.read_table(f"{Cell(n, r.learning_rate, seed).folder}/items.parquet")["id"].to_pylist()))
+            for n, r in rows.items()
+        }
+        assert len(seen) == 1
+    one, other = (store.read_table(f"{Cell('mlb', rows['mlb'].learning_rate, s).folder}/items.parquet") for s in (0, 1))
+    parts = [dict(zip(t["id"].to_pylist(), t["part"].to_pylist(), strict=True)) for t in (one, other)]
+    train = [{i for i, p in part.items() if p == "train"} for part in parts]
+    assert [len(t) for t in train] == [60, 60]
+    assert train[0] != train[1]
+    assert {i for i, p in parts[0].items() if p == "validation"} == {
+        i for i, p in parts[1].items() if p == "validation"
+    }
+
+
+@pytest.mark.ray
+def test_a_second_start_does_nothing_again_and_more_seeds_add_only_theirs(finished, feature_pool, monkeypatch):
+    store = finished[0]
+    before = {p: p.stat().st_mtime_ns for p in Path(store).rglob("*.safetensors")}
+    page = (store / "report.html").read_text()
+    again = run_table(make_config(feature_pool, store))
+    assert {p: p.stat().st_mtime_ns for p in Path(store).rglob("*.safetensors")} == before
+    assert again.lines() == finished[1].lines()
+    assert (store / "report.html").read_text() == page
+    worked = []
+    inner = table_run.Table._side_by_side
+    monkeypatch.setattr(
+        table_run.Table, "_side_by_side", lambda self, cells, *rest: (worked.extend(cells), inner(self, cells, *rest))
+    )
+    run_table(make_config(feature_pool, store, seeds=3, methods=["mlb", "multi_loss", "ensemble", "joint"]))
+    rates = {row.name: row.learning_rate for row in again.rows}
+    assert {(c.row, c.seed) for c in worked if c.row != "joint"} == {(n, 2) for n in rates}
+    assert sum(c.row == "joint" for c in worked) == 2 + 3  # its trials, then its seeds; one of them only measured
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"items": 50}, "was begun with items = 60, and now it is 50"),
+        ({"balancing": {"mlb": {"alpha": 3.0}}}, r"balancing\.mlb\.alpha = 2\.0, and now it is 3\.0"),
+        ({"train": {"epochs": 5, "batch_size": 16, "device": "cpu"}}, r"train\.epochs = 4, and now it is 5"),
+    ],
+)
+def test_a_table_does_not_change_in_the_middle(finished, feature_pool, changes, message):
+    with pytest.raises(StoreError, match=message):
+        run_table(make_config(feature_pool, finished[0], **changes))
+
+
+@pytest.mark.ray
+def test_the_files_hold_every_row_and_every_run(finished):
+    store, summary = finished
+    rows = list(csv.DictReader(io.StringIO((store / "table.csv").read_text())))
+    cells = list(csv.DictReader(io.StringIO((store / "cells.csv").read_text())))
+    for row in summary.rows:
+        own = [float(c["accuracy"]) for c in cells if c["method"] == row.name]
+        assert len(own) >= 2
+        (line,) = [r for r in rows if r["method"] == row.name]
+        assert float(line["accuracy"]) == pytest.approx(sum(own) / len(own))
+    page = (store / "report.html").read_text()
+    assert not re.search(r"(src|href)=.https?:", page)
+    for text in ("mlb", "beside multi_loss", "easy", "hard", "Validation accuracy", "Coefficient of each modality"):
+        assert text in page
+
+
+def test_rows_have_their_methods_and_settings():
+    config = parse(
+        TableConfig,
+        ["--methods", "mlb,strong", "--balancing.strong.method", "mlb", "--balancing.strong.alpha", "4"],
+    )
+    assert config.settings_of("mlb").alpha == 0.5
+    assert (config.settings_of("strong").method, config.settings_of("strong").alpha) == ("mlb", 4.0)
+    assert TableConfig().settings_of("joint").method == "joint"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "mlbb"], r"balancing\.mlbb\.method: 'mlbb' is not a balancing method.*did you mean 'mlb'"),
+        (["--methods", "mlb", "--balancing.joint.method", "joint"], r"balancing\.joint: the table has no such row"),
+        (["--methods", "mlb,mlb"], "methods: 'mlb' is there twice"),
+        (["--learning-rates", "0.1,0.1"], "learning_rates: .* give different ones"),
+        (["--methods", "../x"], r"balancing\.\.\./x\.method|a row's name has letters"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(TableConfig, arguments)
