@@ -28,7 +28,7 @@ class Preprocessing(Settings):
     """All parameters that shape the tensors."""
 
     video: VideoSettings = setting(factory=VideoSettings, help="frames")
-    audio: AudioSettings = setting(factory=AudioSettings, help="log-mel spectrograms")
+    audio: AudioSettings = setting(factory=AudioSettings, help="spectrograms")
     image: ImageSettings = setting(factory=ImageSettings, help="still images")
     sequence: SequenceSettings = setting(factory=SequenceSettings, help="precomputed sequences")
 

@@ -26,7 +26,7 @@ class Modality:
 
     Attributes:
         name: the word used everywhere, e.g. "audio".
-        kind: audio (log-mel [1, mels, frames]), video (uint8 [T, C, H, W]), image (uint8 [C, H, W]),
+        kind: audio (log spectrogram [1, bands, frames]), video (uint8 [T, C, H, W]), image (uint8 [C, H, W]),
             sequence ([T, d]) or features ([d]).
         shape: of one item's tensor.
         dtype: numpy dtype in which it is stored.

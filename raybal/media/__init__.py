@@ -1,1 +1,1 @@
-"""Media bytes to arrays: video frames, log-mel spectrograms and images, and the judgement of damaged files."""
+"""Media bytes to arrays: video frames, spectrograms and images, and the judgement of damaged files."""

@@ -1,11 +1,11 @@
-"""Audio: bytes to the log-mel spectrogram of a clip."""
+"""Audio: bytes to the logarithmic spectrogram of a clip."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Added to mel energies before the logarithm: about the energy of 16-bit rounding noise in one band, so that digital
 # silence is the finite -13.8 and lies well below any recorded silence.
 LOG_OFFSET = 1e-6
+# Added to magnitudes of a linear spectrogram, as in the field's audio-visual protocols; the least is then -16.1.
+MAGNITUDE_OFFSET = 1e-7
 # torchaudio's filter has a coefficient for each pair of an old and a new sample of the rates' common period. For two
 # rates with few common factors that is gigabytes; above this many, a Fourier transform does it.
 _MOST_COEFFICIENTS = 2**21
@@ -31,11 +33,20 @@ _UNSAFE_PLANES = 8
 
 @dataclass(frozen=True)
 class AudioSettings(Settings):
-    """How sound becomes a log-mel spectrogram."""
+    """How sound becomes a logarithmic spectrogram."""
 
     sample_rate: int = setting(16000, help="Samples a second to which all sound is brought.", ge=1000, le=768_000)
     seconds: float | None = setting(
-        None, help="Length of a prepared clip in seconds: longer ones lose both ends, shorter ones gain silence.", gt=0
+        None, help="Length of a prepared clip in seconds: longer ones are cut, shorter ones filled up.", gt=0
+    )
+    keep: Literal["middle", "start"] = setting("middle", help="Which part of a longer clip is kept.")
+    fill: Literal["silence", "repeat"] = setting(
+        "silence", help="What fills a shorter clip: silence around it, or the clip again and again."
+    )
+    spectrum: Literal["mel", "linear"] = setting(
+        "mel",
+        help="Mel: log energies of mel bands. Linear: log magnitudes of all fft / 2 + 1 frequencies; mels, lowest and "
+        "highest are then not looked at.",
     )
     mels: int = setting(64, help="Mel bands.", ge=1)
     window: float = setting(0.025, help="Length of a spectrogram window (Hann) in seconds.", gt=0)
@@ -92,18 +103,19 @@ class AudioSettings(Settings):
         return 1 + self.sample_count() // round(self.hop * self.sample_rate)
 
     def shape(self) -> tuple[int, int, int]:
-        """Returns the shape (1, mels, frames) of a prepared clip."""
-        return 1, self.mels, self.frame_count()
+        """Returns the shape (1, bands, frames) of a prepared clip; bands are mels, or all frequencies."""
+        bands = self.mels if self.spectrum == "mel" else self.fft_size() // 2 + 1
+        return 1, bands, self.frame_count()
 
 
-def log_mel(waveform: NDArray[np.float32], sample_rate: int, settings: AudioSettings) -> NDArray[np.float16]:
-    """Returns the log-mel spectrogram float16 [1, mels, frames] of a mono waveform [samples] in -1..1."""
+def log_spectrogram(waveform: NDArray[np.float32], sample_rate: int, settings: AudioSettings) -> NDArray[np.float16]:
+    """Returns the logarithmic spectrogram float16 [1, bands, frames] of a mono waveform [samples] in -1..1."""
     sound = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
     if sample_rate != settings.sample_rate:
         sound = resample(sound, sample_rate, settings.sample_rate)
-    sound = _to_length(sound, settings.sample_count())
-    energies = _mel_transform(settings)(sound)
-    return torch.log(energies + LOG_OFFSET).to(torch.float16).numpy()[None]
+    sound = _to_length(sound, settings)
+    values = _transform(settings)(sound) + (LOG_OFFSET if settings.spectrum == "mel" else MAGNITUDE_OFFSET)
+    return torch.log(values).to(torch.float16).numpy()[None]
 
 
 def resample(sound: torch.Tensor, old_rate: int, new_rate: int) -> torch.Tensor:
@@ -193,11 +205,14 @@ def _mono(samples: NDArray[Any]) -> NDArray[np.float32]:
     return mixed.astype(np.float32)
 
 
-def _to_length(sound: torch.Tensor, length: int) -> torch.Tensor:
+def _to_length(sound: torch.Tensor, settings: AudioSettings) -> torch.Tensor:
+    length = settings.sample_count()
     missing = length - len(sound)
+    if missing > 0 and settings.fill == "repeat":
+        return sound.repeat(-(-length // len(sound)))[:length]
     if missing > 0:
         return torch.nn.functional.pad(sound, (missing // 2, missing - missing // 2))
-    start = -missing // 2
+    start = -missing // 2 if settings.keep == "middle" else 0
     return sound[start : start + length]
 
 
@@ -209,14 +224,19 @@ def _resampler(old_rate: int, new_rate: int) -> torch.nn.Module:
 
 
 @lru_cache(maxsize=16)
-def _mel_transform(settings: AudioSettings) -> torch.nn.Module:
-    from torchaudio.transforms import MelSpectrogram
+def _transform(settings: AudioSettings) -> torch.nn.Module:
+    from torchaudio.transforms import MelSpectrogram, Spectrogram
 
+    lengths = {
+        "n_fft": settings.fft_size(),
+        "win_length": round(settings.window * settings.sample_rate),
+        "hop_length": round(settings.hop * settings.sample_rate),
+    }
+    if settings.spectrum == "linear":
+        return Spectrogram(**lengths, power=1.0)
     return MelSpectrogram(
         sample_rate=settings.sample_rate,
-        n_fft=settings.fft_size(),
-        win_length=round(settings.window * settings.sample_rate),
-        hop_length=round(settings.hop * settings.sample_rate),
+        **lengths,
         f_min=settings.lowest,
         f_max=settings.highest,
         n_mels=settings.mels,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from raybal.media.audio import AudioSettings, log_mel, waveform_from_packets, waveform_from_sound_file
+from raybal.media.audio import AudioSettings, log_spectrogram, waveform_from_packets, waveform_from_sound_file
 from raybal.media.container import is_sound_file, open_container, read_packets
 from raybal.media.damage import check_declared_length, ends_as_written
 from raybal.media.video import VideoSettings, frames_from_packets
@@ -39,7 +39,7 @@ def decode_clip(
         if video is not None:
             clip["video"] = None
         if audio is not None:
-            clip["audio"] = log_mel(waveform, rate, audio)
+            clip["audio"] = log_spectrogram(waveform, rate, audio)
         return clip
     with open_container(source, kind) as container:
         packets = read_packets(container, len(source))
@@ -51,7 +51,7 @@ def decode_clip(
         if audio is not None:
             clip["audio"] = None
             if "audio" in packets:
-                clip["audio"] = log_mel(*waveform_from_packets(packets["audio"]), audio)
+                clip["audio"] = log_spectrogram(*waveform_from_packets(packets["audio"]), audio)
     return clip
 
 
@@ -75,7 +75,7 @@ def decode_video(source: bytes, settings: VideoSettings) -> NDArray[np.uint8] | 
 
 
 def decode_audio(source: bytes, settings: AudioSettings) -> NDArray[np.float16] | None:
-    """Decodes the sound of a clip to a log-mel spectrogram.
+    """Decodes the sound of a clip to a spectrogram.
 
     Channels are averaged, the sound is resampled, cropped or padded with silence at both ends alike, and
     transformed: log(mel energy + 1e-6), with a Hann window whose FFT is the next power of two.

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.signal
 import torch
 import torchaudio
 from media_files import RATE, example, noise_and_tone, write_clip, write_sound
@@ -61,6 +62,32 @@ def test_resampling_mixing_and_cropping_follow_torchaudio():
     expected = torch.log(transform(middle) + 1e-6).numpy()
     assert decoded.shape == (1, 40, 32)
     assert np.abs(decoded[0] - expected).max() < 0.02
+
+
+def test_a_linear_spectrogram_is_scipys():
+    """CREMA-D's in the field's protocol: 512 samples, a step of 353, the log of magnitudes, one clip three times."""
+    rate = 22050
+    settings = AudioSettings(
+        sample_rate=rate, seconds=2.0, window=512 / rate, hop=353 / rate, spectrum="linear", fill="repeat"
+    )
+    sound = noise_and_tone(0.9, rate)
+    decoded = decode_audio(write_sound("WAV", sound, rate, "FLOAT"), settings)
+    repeated = np.tile(sound, 3)[: 2 * rate]
+    padded = np.pad(repeated, 256, mode="reflect")
+    _, _, wanted = scipy.signal.stft(padded, nperseg=512, noverlap=512 - 353, boundary=None, padded=False)
+    magnitudes = np.abs(wanted) * 256  # scipy divides by the window's sum
+    assert decoded.shape == settings.shape() == (1, 257, 125)
+    assert np.abs(decoded[0] - np.log(magnitudes + 1e-7)).max() < 0.02
+
+
+def test_the_start_or_the_middle_of_a_longer_clip_is_kept():
+    rising = np.linspace(0.0, 1.0, 2 * RATE) * noise_and_tone(2.0)
+    found = {}
+    for keep, part in (("start", slice(0, RATE)), ("middle", slice(RATE // 2, 3 * RATE // 2))):
+        found[keep] = decode_audio(write_sound("WAV", rising, subtype="FLOAT"), AudioSettings(seconds=1.0, keep=keep))
+        wanted = decode_audio(write_sound("WAV", rising[part], subtype="FLOAT"), AudioSettings(seconds=1.0))
+        assert np.array_equal(found[keep], wanted)
+    assert found["start"].mean() < found["middle"].mean()
 
 
 @pytest.mark.parametrize("tone", [300.0, 1000.0, 4000.0])

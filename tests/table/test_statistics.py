@@ -1,5 +1,6 @@
 """Intervals and comparisons beside plain formulas and scikit-learn's probe."""
 
+import itertools
 import math
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_correction_keeps_the_order_and_never_lowers(ps):
     found = holm(ps)
     assert all(a >= p for a, p in zip(found, ps, strict=True))
     order = np.argsort(ps, kind="stable")
-    assert all(found[a] <= found[b] for a, b in zip(order[:-1], order[1:], strict=True))
+    assert all(found[a] <= found[b] for a, b in itertools.pairwise(order.tolist()))
 
 
 def _embeddings(count, seed):
