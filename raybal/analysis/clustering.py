@@ -90,7 +90,8 @@ def k_means(rows: Tensor, k: int, *, restarts: int, seed: int, workers: Workers 
         seed: of the starts.
 
     Raises:
-        ValueError: fewer rows than clusters, or a value that is not finite.
+        ValueError: fewer rows than clusters.
+        ArithmeticError: a value that is not finite.
     """
     workers = workers or Workers()
     rows = rows.detach()
@@ -98,7 +99,7 @@ def k_means(rows: Tensor, k: int, *, restarts: int, seed: int, workers: Workers 
     count = torch.tensor([len(rows), (~torch.isfinite(rows)).sum()], dtype=torch.float64, device=rows.device)
     moments, (total, broken) = workers.sum(moments), workers.sum(count).tolist()
     if broken:
-        raise ValueError(f"{int(broken)} values are not finite")
+        raise ArithmeticError(f"{int(broken)} values are not finite")
     if total < k:
         raise ValueError(f"{int(total)} rows cannot make {k} clusters")
     variance = (moments[1] / total - (moments[0] / total) ** 2).clamp(min=0).mean()

@@ -5,6 +5,7 @@ Wei, Li, Feng and Hu, "Diagnosing and Re-learning for Balanced Multimodal Learni
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Mapping
@@ -97,6 +98,10 @@ class DiagnosingRelearning(PacedMethod):
     settings: DiagnosingRelearningSettings
 
     def __init__(self, settings: DiagnosingRelearningSettings, modalities: tuple[str, ...], classes: int) -> None:
+        if settings.preset == "paper":
+            settings = dataclasses.replace(
+                settings, match_sizes=False, max_items=None, buffers="keep", optimizer_state="keep"
+            )
         super().__init__(settings, modalities, classes)
         self._fired = 0
         self._initial: dict[str, Tensor] = {}
@@ -115,7 +120,8 @@ class DiagnosingRelearning(PacedMethod):
         if not is_due(ctx.epoch - 1, settings.interval, settings.times, self._fired) or ctx.held_out is None:
             return
         self._fired += 1
-        found = [self._diagnose(ctx, i, *self._parts(ctx)) for i in range(len(self.modalities))]
+        train, held_out = self._parts(ctx)
+        found = [self._diagnose(ctx, i, train, held_out) for i in range(len(self.modalities))]
         for name in ("purity_train", "purity_held_out"):
             ctx.record(name, torch.tensor([f[name] for f in found], dtype=torch.float64))
         strengths = paced * torch.tensor([f["strength"] for f in found], dtype=torch.float64)
@@ -126,10 +132,9 @@ class DiagnosingRelearning(PacedMethod):
 
     def _parts(self, ctx: Context) -> tuple[Seen, Seen]:
         assert ctx.held_out is not None
-        paper = self.settings.preset == "paper"
-        largest = None if paper else self.settings.max_items
+        largest = self.settings.max_items
         held_out = draw(ctx.held_out, largest, hashing.digest("diagnose", ctx.seed, ctx.epoch, "held out"))
-        size = len(held_out) if self.settings.match_sizes and not paper else largest
+        size = len(held_out) if self.settings.match_sizes else largest
         trained = draw(ctx.train, size, hashing.digest("diagnose", ctx.seed, ctx.epoch, "train"))
         return look(ctx, ctx.train, trained), look(ctx, ctx.held_out, held_out)
 
@@ -146,6 +151,8 @@ class DiagnosingRelearning(PacedMethod):
                         part.embeddings[m][rows], part.labels[rows], self.classes, self.settings.restarts, seed, workers
                     )
                 )
+            except ArithmeticError as error:
+                raise RaybalError(f"epoch {ctx.epoch}: embeddings of {m}: {error}; training has diverged") from error
             except ValueError as error:
                 if ctx.rank == 0:
                     log.warning("epoch %d: %s is not diagnosed, since %s", ctx.epoch, m, error)
@@ -163,17 +170,17 @@ class DiagnosingRelearning(PacedMethod):
 
     @torch.no_grad()
     def _relearn(self, ctx: Context, m: str, strength: float) -> None:
+        if strength == 0:
+            return
         encoder = ctx.classifier.encoders[m]
         prefix = f"{m}."
         initial = {n.removeprefix(prefix): v for n, v in self._initial.items() if n.startswith(prefix)}
         parameters = dict(encoder.named_parameters())
         soft_reinitialise(parameters, initial, strength)
-        paper = self.settings.preset == "paper"
-        if self.settings.buffers != "keep" and not paper:
-            soft_reinitialise(
-                dict(encoder.named_buffers()), initial, strength if self.settings.buffers == "interpolate" else 1.0
-            )
-        if self.settings.optimizer_state != "keep" and not paper:
+        if self.settings.buffers != "keep":
+            share = strength if self.settings.buffers == "interpolate" else 1.0
+            soft_reinitialise(dict(encoder.named_buffers()), initial, share)
+        if self.settings.optimizer_state != "keep":
             for parameter in parameters.values():
                 _calm(ctx.optimizer, parameter, 0.0 if self.settings.optimizer_state == "reset" else 1 - strength)
 
@@ -241,7 +248,8 @@ def separability(
         embeddings, labels: this worker's part, [n, d] and int64 [n] in 0..classes-1.
 
     Raises:
-        ValueError: fewer items than classes over all workers, or embeddings that are not finite.
+        ValueError: fewer items than classes over all workers.
+        ArithmeticError: embeddings that are not finite.
     """
     workers = workers or Workers()
     clusters = k_means(scale_columns(embeddings, workers), classes, restarts=restarts, seed=seed, workers=workers)

@@ -18,6 +18,7 @@ from raybal.balancing.diagnosing_relearning import (
     separability,
     soft_reinitialise,
 )
+from raybal.errors import RaybalError
 from raybal.training.step import train_step
 
 PARTS = ("train_audio", "val_audio", "train_visual", "val_visual")
@@ -184,6 +185,27 @@ def test_the_paper_preset_sets_the_other_choices_aside():
     _, method = make_pair("diagnosing_relearning")
     train, held_out = method._parts(ctx)
     assert (len(train.labels), len(held_out.labels)) == (12, 12)
+
+
+def test_a_modality_that_is_not_pulled_keeps_its_momentum_and_statistics():
+    ctx, _, before, momenta = _relearn((0.0, 0.5), norm="batch", buffers="reset", optimizer_state="reset")
+    for name, value in ctx.classifier.state_dict().items():
+        if name.startswith("encoders.audio"):
+            assert torch.equal(value, before[name]), name
+    for name, parameter in ctx.classifier.named_parameters():
+        if name.startswith("encoders.audio"):
+            assert torch.equal(ctx.optimizer.state[parameter]["momentum_buffer"], momenta[name]["momentum_buffer"])
+
+
+def test_embeddings_that_are_not_finite_end_the_run():
+    classifier, method = make_pair("diagnosing_relearning", interval=1)
+    ctx = make_context(classifier, train=make_items(12), held_out=make_items(12))
+    method.setup(ctx)
+    with torch.no_grad():
+        next(classifier.encoders["video"].parameters()).fill_(float("nan"))
+    ctx.epoch = 2
+    with pytest.raises(RaybalError, match=r"epoch 2: embeddings of video: .* not finite; training has diverged"):
+        method.before_epoch(ctx)
 
 
 def test_a_diagnosis_with_too_few_items_is_left_out_with_a_warning(caplog):
