@@ -15,6 +15,7 @@ import yaml
 
 from raybal.balancing.base import METHODS, BalancingSettings
 from raybal.balancing.mlb import MLBSettings
+from raybal.data.layouts.base import LAYOUTS, LayoutSettings
 from raybal.errors import ConfigError, did_you_mean
 from raybal.labelling.base import LabellingSettings
 from raybal.models.classifier import ModelSettings
@@ -235,6 +236,7 @@ def _options_of_variants(
 _FAMILIES: dict[type[Settings], tuple[str, Registry[Any]]] = {
     BalancingSettings: ("method", METHODS),
     QuerySettings: ("strategy", STRATEGIES),
+    LayoutSettings: ("name", LAYOUTS),
 }
 
 
@@ -310,8 +312,8 @@ def _put(content: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _merge(content: dict[str, Any], more: Mapping[str, Any], where: str = "") -> None:
-    """Merges settings into others, later ones winning. Naming another method or strategy leaves the options of the
-    one before behind, since they mean something else or nothing to it; what every method has stays."""
+    """Merges settings into others, later ones winning. Naming another method, strategy or layout leaves the options of
+    the one before behind, since they mean something else or nothing to it; what all of them have stays."""
     for key, value in more.items():
         old = content.get(key)
         if old is None or (not isinstance(old, dict) and not isinstance(value, Mapping)):
@@ -332,7 +334,7 @@ def _merge(content: dict[str, Any], more: Mapping[str, Any], where: str = "") ->
 
 
 def _names(cls: type[Settings]) -> dict[str, Any]:
-    """Returns the default method and strategy, so that their options can be given without naming them."""
+    """Returns the default method, strategy and layout, so that their options can be given without naming them."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         if field.default_factory is not dataclasses.MISSING:
