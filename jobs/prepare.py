@@ -1,4 +1,7 @@
-"""Prepares a pool: python jobs/prepare.py --input MANIFEST --output POOL"""
+"""Prepares a pool: python jobs/prepare.py --input MANIFEST --output POOL
+
+A data set as it is distributed needs no manifest: --input DATASET --layout.name crema_d --layout.split fold-1
+"""
 
 from raybal.config import parse
 from raybal.data.plan import PrepareConfig

@@ -15,11 +15,13 @@ import yaml
 
 from raybal.balancing.base import METHODS, BalancingSettings
 from raybal.balancing.mlb import MLBSettings
+from raybal.data.layouts.base import LAYOUTS, LayoutSettings
 from raybal.errors import ConfigError, did_you_mean
 from raybal.labelling.base import LabellingSettings
 from raybal.models.classifier import ModelSettings
 from raybal.querying.base import STRATEGIES, QuerySettings
 from raybal.querying.bmmal import BMMALSettings
+from raybal.registry import Registry
 from raybal.resources import ResourceSettings
 from raybal.settings import Settings, describe, from_plain, setting
 from raybal.store import Store, yaml_problem
@@ -151,12 +153,25 @@ def _flag(key: str) -> str:
 
 @dataclass
 class _Option:
-    """One key as the command line shows it: its field, its type, and for which methods it is there."""
+    """One key as the command line shows it.
+
+    Attributes:
+        field, hint: its field and type.
+        group: the title that it stands under.
+        names: of all methods there are, for a key that chooses one.
+        variants: the option as each method has it, for a key that not all have.
+    """
 
     field: dataclasses.Field[Any]
     hint: Any
     group: str
-    variants: dict[str, Any]
+    names: list[str]
+    variants: dict[str, _Option] = dataclasses.field(default_factory=dict)
+
+    @property
+    def differs(self) -> bool:
+        """Whether what is accepted depends on the method."""
+        return len({variant.hint for variant in self.variants.values()}) > 1
 
 
 def _add_options(parser: argparse.ArgumentParser, cls: type[Settings], arguments: Sequence[str]) -> dict[str, Any]:
@@ -170,7 +185,7 @@ def _add_options(parser: argparse.ArgumentParser, cls: type[Settings], arguments
             _flag(key),
             dest=key,
             default=argparse.SUPPRESS,
-            metavar=_metavar(option.hint),
+            metavar=_metavar(option),
             nargs="?" if option.hint is bool else None,
             const="true" if option.hint is bool else None,
             help=_help(key, option, cls),
@@ -182,45 +197,47 @@ def _options(cls: type[Settings], prefix: str, group: str, arguments: Sequence[s
     """Returns all keys of a class of settings, those of every method and strategy included."""
     found: dict[str, _Option] = {}
     hints = typing.get_type_hints(cls)
+    family = _FAMILIES.get(cls)
     for field in dataclasses.fields(cls):
         key, hint = f"{prefix}{field.name}", hints[field.name]
         title = f"{key}: {field.metadata['help']}"
         if dataclasses.is_dataclass(hint):
             section = typing.cast(type[Settings], hint)
             found |= _options(section, f"{key}.", title, arguments)
-            found |= _options_of_variants(section, key, f"{key}, by {_NAMES.get(section)}", arguments, found)
+            found |= _options_of_variants(section, key, key, arguments, found)
         elif _holds_settings(hint):
             # A section a name, and the names are the user's: those on this command line.
             section = typing.get_args(hint)[1]
             for name in ["NAME", *_names_below(key, arguments)]:
                 found |= _options(section, f"{key}.{name}.", title, arguments)
-                found |= _options_of_variants(
-                    section, f"{key}.{name}", f"{key}.NAME, by {_NAMES.get(section)}", arguments, found
-                )
+                found |= _options_of_variants(section, f"{key}.{name}", f"{key}.NAME", arguments, found)
         else:
-            found[key] = _Option(field, hint, group, {})
+            found[key] = _Option(field, hint, group, family[1].names() if family and family[0] == field.name else [])
     return found
 
 
 def _options_of_variants(
-    section: type[Settings], key: str, group: str, arguments: Sequence[str], found: dict[str, _Option]
+    section: type[Settings], key: str, title: str, arguments: Sequence[str], found: dict[str, _Option]
 ) -> dict[str, _Option]:
     """Returns the keys that only some methods or strategies of a section have, and which."""
     own: dict[str, _Option] = {}
-    for name, variant in _variants(section):
-        for inner, option in _options(variant, f"{key}.", group, arguments).items():
+    if section not in _FAMILIES:
+        return own
+    chooser, registry = _FAMILIES[section]
+    for name in registry.names():
+        variant = registry.get(name).Settings
+        for inner, option in _options(variant, f"{key}.", f"{title}, by {chooser}", arguments).items():
             if inner not in found:
-                own.setdefault(inner, option).variants[name] = option.field.default
+                own.setdefault(inner, option).variants[name] = option
     return own
 
 
-_NAMES: dict[type[Settings], str] = {BalancingSettings: "method", QuerySettings: "strategy"}
-
-
-def _variants(section: type[Settings]) -> list[tuple[str, type[Settings]]]:
-    """The settings of each method or strategy, where a section has them."""
-    registry = {BalancingSettings: METHODS, QuerySettings: STRATEGIES}.get(section)
-    return [(name, registry.get(name).Settings) for name in registry.names()] if registry is not None else []  # type: ignore[attr-defined]
+# Sections whose class a name chooses: the key of the name, and the classes.
+_FAMILIES: dict[type[Settings], tuple[str, Registry[Any]]] = {
+    BalancingSettings: ("method", METHODS),
+    QuerySettings: ("strategy", STRATEGIES),
+    LayoutSettings: ("name", LAYOUTS),
+}
 
 
 def _names_below(key: str, arguments: Sequence[str]) -> list[str]:
@@ -234,7 +251,10 @@ def _holds_settings(hint: Any) -> bool:
     return any(dataclasses.is_dataclass(a) for a in typing.get_args(hint))
 
 
-def _metavar(hint: Any) -> str:
+def _metavar(option: _Option) -> str:
+    hint = option.hint
+    if option.differs:
+        return "VALUE"
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(str(a) for a in typing.get_args(hint))
     return {"a whole number": "N", "a number": "X", "text": "TEXT", "true or false": "true|false"}.get(
@@ -250,14 +270,15 @@ def _help(key: str, option: _Option, cls: type[Settings]) -> str:
         text = f"* {text}"
     default = _shown(field.default)
     if option.variants:
-        defaults = {name: _shown(value) for name, value in option.variants.items()}
+        defaults = {name: _shown(variant.field.default) for name, variant in option.variants.items()}
         text = f"[{', '.join(defaults)}] {text}"
+        if option.differs:
+            text = "; ".join(f"[{name}] {variant.field.metadata['help']}" for name, variant in option.variants.items())
         if len(set(defaults.values())) > 1:
             default = ", ".join(f"{value} with {name}" for name, value in defaults.items())
-    elif field.name in ("method", "strategy") and field.default is dataclasses.MISSING:
-        text = f"{text}: {', '.join((METHODS if field.name == 'method' else STRATEGIES).names())}"
-        section = _names(cls).get(key.split(".")[0], {})
-        default = section.get(field.name)
+    elif option.names:
+        text = f"{text}: {', '.join(option.names)}"
+        default = _shown(_names(cls).get(key.split(".")[0], {}).get(field.name, dataclasses.MISSING))
     return (text if default is None else f"{text} (default: {default})").replace("%", "%%")
 
 
@@ -291,8 +312,8 @@ def _put(content: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _merge(content: dict[str, Any], more: Mapping[str, Any], where: str = "") -> None:
-    """Merges settings into others, later ones winning. Naming another method or strategy leaves the options of the
-    one before behind, since they mean something else or nothing to it; what every method has stays."""
+    """Merges settings into others, later ones winning. Naming another method, strategy or layout leaves the options of
+    the one before behind, since they mean something else or nothing to it; what all of them have stays."""
     for key, value in more.items():
         old = content.get(key)
         if old is None or (not isinstance(old, dict) and not isinstance(value, Mapping)):
@@ -304,8 +325,8 @@ def _merge(content: dict[str, Any], more: Mapping[str, Any], where: str = "") ->
         for side in (old, value):
             if not isinstance(side, Mapping):
                 raise ConfigError(f"{where}{key}: {side!r} is not accepted; it must be a mapping of keys to values")
-        for base, name in _NAMES.items():
-            if name in value and name in old and value[name] != old[name]:
+        for base, (name, _) in _FAMILIES.items():
+            if isinstance(value.get(name), str) and isinstance(old.get(name), str) and value[name] != old[name]:
                 shared = {field.name for field in dataclasses.fields(base)}
                 for option in set(old) - shared:
                     del old[option]
@@ -313,12 +334,12 @@ def _merge(content: dict[str, Any], more: Mapping[str, Any], where: str = "") ->
 
 
 def _names(cls: type[Settings]) -> dict[str, Any]:
-    """Returns the default method and strategy, so that their options can be given without naming them."""
+    """Returns the default method, strategy and layout, so that their options can be given without naming them."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-            for base, name in _NAMES.items():
+            for base, (name, _) in _FAMILIES.items():
                 if isinstance(default, base):
                     found[field.name] = {name: getattr(default, name)}
     return found

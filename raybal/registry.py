@@ -1,4 +1,4 @@
-"""Finding balancing methods and query strategies by name.
+"""Finding balancing methods, query strategies and layouts by name.
 
 A method of raybal's own is a module of its package; a user's own is an entry point:
 

@@ -330,6 +330,15 @@ def test_what_may_not_change_when_a_store_is_continued(arguments):
     assert defining(read(*arguments)) != defining(LoopConfig())
 
 
+def test_help_says_what_a_key_means_to_each_method_where_that_differs(capsys):
+    with pytest.raises(SystemExit):
+        read("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"--balancing\.initial VALUE \[mslr\] factor of .*; \[multimodal_loss\] initial proxies", text)
+    assert "--balancing.alpha X [" in text
+    assert " [mlb] slope of the coefficient" not in text
+
+
 def test_help_tells_of_every_key_method_and_strategy(capsys):
     with pytest.raises(SystemExit) as end:
         read("--help")

@@ -26,11 +26,8 @@ def media_names(folder: Store) -> list[str]:
         DataError: there are none.
         StoreError: the folder cannot be listed.
     """
-    with storage_errors("list", folder.path()):
-        selector = pafs.FileSelector(folder.path(), recursive=True)
-        files = [i for i in folder.filesystem.get_file_info(selector) if i.type == pafs.FileType.File]
-        shown = [os.path.relpath(i.path, folder.path()) for i in files if not i.base_name.startswith(".")]
-    names = sorted(name for name in shown if _suffix(name) in _SUFFIXES)
+    shown = file_names(folder)
+    names = [name for name in shown if _suffix(name) in _SUFFIXES]
     if not names:
         raise DataError(
             f"folder {folder.root} has no manifest.csv, no manifest.parquet, no Parquet files and no media files"
@@ -40,6 +37,18 @@ def media_names(folder: Store) -> list[str]:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
         log.info("%s: %d files are no media and left out: %s", folder.root, others.total(), listed)
     return names
+
+
+def file_names(folder: Store) -> list[str]:
+    """Returns the sorted paths of all files below a folder, without hidden ones.
+
+    Raises:
+        StoreError: the folder cannot be listed.
+    """
+    with storage_errors("list", folder.path()):
+        selector = pafs.FileSelector(folder.path(), recursive=True)
+        files = [i for i in folder.filesystem.get_file_info(selector) if i.type == pafs.FileType.File]
+        return sorted(os.path.relpath(i.path, folder.path()) for i in files if not i.base_name.startswith("."))
 
 
 def _suffix(name: str) -> str:

@@ -115,7 +115,7 @@ def _read_files(folder: Store, names: Sequence[str]) -> Manifest:
         with storage_errors("look for", folder.path(name)):
             fingerprints[path] = fingerprint(folder.filesystem.get_file_info(folder.path(name)))
     assert sources is not None
-    table = _checked(pa.concat_tables(tables), folder.path(names[0]))
+    table = check_table(pa.concat_tables(tables), folder.path(names[0]))
     return Manifest(table, sources, tuple(files), tuple(rows), fingerprints)
 
 
@@ -180,7 +180,12 @@ def _absolute(uris: Sequence[str | None], folder: Store) -> list[str | None]:
     return [one(u) for u in uris]
 
 
-def _checked(table: pa.Table, path: str) -> pa.Table:
+def check_table(table: pa.Table, path: str) -> pa.Table:
+    """Returns the table of a manifest with its splits named as raybal names them.
+
+    Raises:
+        DataError: it has no rows, an id is empty or there twice, or a split is none.
+    """
     if not len(table):
         raise DataError(f"{path} has no rows")
     ids = table["id"]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from raybal import hashing
 from raybal.data.chunk import Chunk, Converted, Preprocessing
 from raybal.data.files import fingerprint_of, item_fingerprints
+from raybal.data.layouts.base import LayoutSettings
 from raybal.data.manifest import Manifest
 from raybal.data.schema import Modality, PoolInfo
 from raybal.data.split import assign_groups
@@ -37,7 +38,8 @@ class PrepareConfig(Settings):
     """Turns media files, Parquet with media inside, or precomputed features into a prepared pool.
 
     Columns of the input: id, label, group, split (the last three optional), and media: `uri` (a clip), `<name>_uri`
-    (one file a modality), bytes, or lists of numbers. A bare folder of media files works too.
+    (one file a modality), bytes, or lists of numbers. A bare folder of media files works too, and with --layout.name
+    the folder of a known data set.
 
     Run it again to add what is new in the input; what is prepared already is not done again. Preprocessing that is
     left at its defaults is then that of the pool.
@@ -45,6 +47,9 @@ class PrepareConfig(Settings):
 
     input: str = setting(help="manifest (.csv, .parquet), Parquet with media inside, or a folder; a path or URI")
     output: str = setting(help="folder or URI of the prepared pool")
+    layout: LayoutSettings = setting(
+        factory=LayoutSettings, help="the data set that the input is, where it is one as it is distributed"
+    )
     preprocessing: Preprocessing = setting(factory=Preprocessing, help="what shapes the tensors")
     classes: list[str] | None = setting(None, help="class names in order; none: those that occur among the labels")
     test_share: float = setting(

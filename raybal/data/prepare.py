@@ -21,6 +21,7 @@ from tqdm import tqdm
 from raybal.data.chunk import Chunk, Converted, Preprocessing
 from raybal.data.demo import make_demo
 from raybal.data.known import Known, look_up
+from raybal.data.layouts.base import read_layout
 from raybal.data.manifest import Manifest, read_manifest
 from raybal.data.plan import PrepareConfig, assign_splits, class_list, is_current, make_chunks
 from raybal.data.probe import find_modalities
@@ -61,7 +62,7 @@ def prepare(config: PrepareConfig) -> PoolInfo:
         DataError: the input cannot be used, too much of it is damaged, or it does not fit the pool that is there.
         StoreError: the pool cannot be written, or another preparation is at work on it.
     """
-    manifest, store = read_manifest(config.input), Store(config.output)
+    manifest, store = _read(config), Store(config.output)
     _check_apart(config, store)
     work = _compare(config, manifest, store)
     if not _is_done(config, manifest, store, work):
@@ -85,6 +86,12 @@ def demo_pool() -> str:
     output = str(source.parent / f"{source.name}-pool")
     prepare(PrepareConfig(input=str(source), output=output, preprocessing=small))
     return output
+
+
+def _read(config: PrepareConfig) -> Manifest:
+    if config.layout.name is None:
+        return read_manifest(config.input)
+    return read_layout(config.layout, config.input)
 
 
 def _check_apart(config: PrepareConfig, store: Store) -> None:
