@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from raybal import memory
 from raybal.balancing.base import METHODS, Context
@@ -114,7 +115,7 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 def _items(count: int) -> Items:
     generator = np.random.default_rng(0)
-    inputs = {
+    inputs: dict[str, NDArray] = {
         "video": generator.integers(0, 256, (count, *VIDEO.shape), dtype=np.uint8),
         "audio": generator.normal(-2, 3, (count, *AUDIO.shape)).astype(np.float16),
     }

@@ -8,11 +8,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from raybal.balancing.base import METHODS, BalancingSettings
+from raybal.data.chunk import Preprocessing
+from raybal.data.layouts.base import LayoutSettings
 from raybal.errors import ConfigError, did_you_mean
 from raybal.models.classifier import ModelSettings
 from raybal.resources import ResourceSettings
 from raybal.settings import Settings, setting
 from raybal.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class SourceSettings(Settings):
+    """What a pool is made of, for tables that begin with the data set; keys are those of `jobs/prepare.py`."""
+
+    input: str | None = setting(
+        None, help="manifest, Parquet or folder that `pool` is prepared from first; none: the pool is there"
+    )
+    layout: LayoutSettings = setting(factory=LayoutSettings, help="the data set that the input is, if it is one")
+    preprocessing: Preprocessing = setting(factory=Preprocessing, help="what shapes the tensors")
+    test_share: float = setting(
+        0.2, ge=0, lt=1, help="share of the items in the test split, where the input has labels but no split"
+    )
+    max_damage: float = setting(0.05, ge=0, le=1, help="share of damaged items above which an input is refused")
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,7 @@ class TableConfig(Settings):
     pool: str = setting(
         "demo", defines=False, help="prepared pool, a folder or URI; demo: the built-in pool of spoken moving digits"
     )
+    source: SourceSettings = setting(factory=SourceSettings, defines=False, help="what the pool is made of")
     store: str = setting("runs/table", defines=False, help="folder or URI that keeps everything of the table")
     seed: int = setting(0, ge=0, help="of the split, and of the items drawn; runs have seeds of their own")
     methods: list[str] = setting(

@@ -25,10 +25,11 @@ import torch
 import raybal
 from raybal import hashing, memory
 from raybal.config import defining
+from raybal.data.plan import PrepareConfig
 from raybal.data.pool import Pool, Sidecar
-from raybal.data.prepare import DEMO, demo_pool
+from raybal.data.prepare import DEMO, demo_pool, prepare
 from raybal.data.split import validation_parts
-from raybal.errors import DataError, RaybalError, StoreError, shorten
+from raybal.errors import ConfigError, DataError, RaybalError, StoreError, shorten
 from raybal.lease import Lease
 from raybal.predictor import PredictorSpec
 from raybal.resources import capacity, check_place, cluster
@@ -60,11 +61,7 @@ def run_table(config: TableConfig) -> Summary:
     store = Store(config.store)
     _check_begun(store, config)
     with Lease(store) as lease, cluster(config.resources):
-        if config.pool == DEMO:
-            config = dataclasses.replace(config, pool=demo_pool())
-        else:
-            check_place("pool", config.pool)
-            config = dataclasses.replace(config, pool=Store(config.pool).root)
+        config = dataclasses.replace(config, pool=_pool_of(config))
         store.sweep(FOLDERS)
         table = Table(config, store, lease)
         table.begin()
@@ -75,6 +72,30 @@ def run_table(config: TableConfig) -> Summary:
     log.info("store:  %s", store.root)
     log.info("report: %s", report)
     return summary
+
+
+def _pool_of(config: TableConfig) -> str:
+    """Returns where the pool is, prepared first if the table begins with a data set."""
+    source = config.source
+    if config.pool == DEMO:
+        if source.input is not None:
+            raise ConfigError("pool: this key is missing; say where the pool of source.input is to be")
+        return demo_pool()
+    check_place("pool", config.pool)
+    root = Store(config.pool).root
+    if source.input is not None:
+        check_place("source.input", source.input)
+        prepare(
+            PrepareConfig(
+                input=source.input,
+                output=root,
+                layout=source.layout,
+                preprocessing=source.preprocessing,
+                test_share=source.test_share,
+                max_damage=source.max_damage,
+            )
+        )
+    return root
 
 
 class Table:

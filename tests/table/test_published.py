@@ -1,0 +1,98 @@
+"""Every published experiment's configuration on a small tree of its data set: loaded, decoded, trained two steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from layout_trees import ave, crema_d, crema_d_common, crema_d_folds, kinetics, ucf101, vggsound, write
+
+from raybal.balancing.base import METHODS
+from raybal.config import parse
+from raybal.data.batches import Items, gather
+from raybal.data.layouts.base import read_layout
+from raybal.data.schema import Modality
+from raybal.media.clip import decode_audio, decode_video
+from raybal.predictor import PredictorSpec
+from raybal.store import Store
+from raybal.table.config import TableConfig
+from raybal.training.checkpoint import Checkpoints
+from raybal.training.fit import Run, begin
+from raybal.training.step import train_step
+
+FOLDER = Path(__file__).parents[2] / "jobs/published"
+FILES = sorted(FOLDER.glob("*.yaml"))
+TREES = {"ave": ave, "crema_d": crema_d, "kinetics_sounds": kinetics, "ucf101": ucf101, "vggsound": vggsound}
+CLIPS = 6
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    made = {name: make(tmp_path_factory.mktemp(name)) for name, make in TREES.items()}
+    write(made["crema_d"], [], crema_d_common() | crema_d_folds())
+    return made
+
+
+def decoded(config: TableConfig, folder: Path) -> tuple[Items, tuple[Modality, ...], tuple[str, ...]]:
+    """A few clips through the configuration's own preprocessing, but of small pictures and little sound."""
+    table = read_layout(config.source.layout, str(folder)).table.to_pylist()
+    classes = tuple(sorted({row["label"] for row in table}))
+    settings = config.source.preprocessing
+    small = dataclasses.replace(settings.video, height=40, width=40)
+    short = dataclasses.replace(settings.audio, seconds=0.3)
+    chosen = [row for row in table if row["split"] in ("train", None)][:: max(1, len(table) // (2 * CLIPS))][:CLIPS]
+    video, audio = [], []
+    for row in chosen:
+        files = {k: Path(row.get(f"{k}_uri") or row["uri"]).read_bytes() for k in ("video", "audio")}
+        video.append(decode_video(files["video"], small))
+        audio.append(decode_audio(files["audio"], short))
+    modalities = (
+        Modality("video", "video", small.shape(), "uint8", (128.0,) * 3, (64.0,) * 3),
+        Modality("audio", "audio", short.shape(), "float16", (-5.0,), (4.0,)),
+    )
+    labels = np.array([classes.index(row["label"]) for row in chosen], np.int64)
+    inputs = {"video": np.stack(video), "audio": np.stack(audio)}
+    return Items([row["id"] for row in chosen], inputs, np.ones((len(chosen), 2), bool), labels), modalities, classes
+
+
+def test_there_are_configurations():
+    assert len(FILES) >= 10
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_a_published_experiment_is_one_command(file, trees, tmp_path):
+    text = file.read_text()
+    (command,) = [line.removeprefix("#   ") for line in text.splitlines() if line.startswith("#   python")]
+    assert "Settings: github.com/" in text
+    assert f"jobs/published/{file.name}" in command
+    arguments = command.removeprefix("python jobs/train.py ").replace("jobs/published/", f"{FOLDER}/").split()
+    config = parse(TableConfig, arguments)
+    assert config.source.input
+    assert config.store == f"runs/{file.stem}"
+    assert {"multi_loss", "ensemble"} <= set(config.methods)
+    items, modalities, classes = decoded(config, trees[config.source.layout.name])
+    for row in config.methods:
+        settings = config.settings_of(row)
+        METHODS.get(settings.method)(settings, ("video", "audio"), len(classes))
+    # What the experiment is about; all other rows are baselines, which train like this elsewhere.
+    for row in [row for row in config.methods if file.stem.startswith(f"{row}_")] or ["g_blending", "greedy"]:
+        spec = PredictorSpec(modalities, classes, config.model, config.settings_of(row), seed=0)
+        classifier, method = spec.build()
+        train = dataclasses.replace(
+            config.train, learning_rate=config.learning_rates[0], batch_size=4, epochs=2, device="cpu"
+        )
+        run = Run(
+            classifier, method, items, None, train, 0, Checkpoints(Store(str(tmp_path)), row), torch.device("cpu")
+        )
+        ctx = begin(run)
+        ctx.rehearse = lambda method, epochs, ctx=ctx: ctx.classifier
+        method.setup(ctx)
+        method.before_epoch(ctx)
+        classifier.train()
+        for step in range(2):
+            rows = np.arange(4 * step, 4 * step + 4) % len(items)
+            assert torch.isfinite(train_step(ctx, method, [gather(items, rows, ctx.device)])), row
+        assert all(torch.isfinite(p).all() for p in classifier.parameters()), row
