@@ -5,7 +5,8 @@ activations batch after batch: fetching the pages anew takes a large part of the
 
 What it costs is memory: the heap has gaps, so a process holds more than it had in use at its peak (twice as much
 with the activations of a network; glibc 2.36 keeps up to nine blocks of one size where one is in use at a time).
-Threads other than the main one have heaps of their own, in which only blocks below 64 MB are kept.
+Threads other than the main one have heaps of their own, in which only blocks below 64 MB are kept, unless the process
+was started with `environment`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,14 @@ def keep_freed() -> None:
     if libc is not None and not any(name.startswith("MALLOC_") for name in os.environ):
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def environment() -> dict[str, str]:
+    """Returns the variables that make a process which is yet to start keep freed memory in all of its threads; none
+    where this process has settings of malloc."""
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return {}
+    return {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}
 
 
 def give_back() -> None:

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from raybal import memory
+
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
 
 PROGRAM = """
@@ -24,21 +26,23 @@ def faults():
         torch.ones(16 * 2**20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-memory.keep_freed()
-before = held()
-faults()
-print(faults(), held() - before)
-memory.give_back()
-print(held() - before)
+def main():
+    memory.keep_freed()
+    before = held()
+    faults()
+    print(faults(), held() - before)
+    memory.give_back()
+    print(held() - before)
 """
+ALONE, IN_A_THREAD = "\nmain()", "\nimport threading\nthreading.Thread(target=main).start()"
 
 
 BLOCK, PAGE = 64 * 2**20, 4096
 
 
-def run(**environment):
+def run(where=ALONE, **environment):
     own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    command = [sys.executable, "-c", PROGRAM]
+    command = [sys.executable, "-c", PROGRAM + where]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=own | environment)
     return [int(word) for word in done.stdout.split()]
 
@@ -49,6 +53,19 @@ def test_large_blocks_are_fetched_once_and_given_back():
     # One block is in use at a time; the gaps between such blocks are glibc's, and come to a limit.
     assert BLOCK <= kept <= 10 * BLOCK
     assert left < 0.5 * BLOCK
+
+
+def test_a_process_that_starts_with_the_environment_keeps_blocks_in_every_thread(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    faults, kept, left = run(IN_A_THREAD, **memory.environment())
+    assert faults < 0.1 * BLOCK / PAGE
+    assert BLOCK <= kept <= 10 * BLOCK
+    assert left < 0.5 * BLOCK
+    # Without it a thread fetches every block anew.
+    assert run(IN_A_THREAD)[0] >= 10
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    assert memory.environment() == {}
 
 
 def test_the_users_own_settings_of_malloc_stand():

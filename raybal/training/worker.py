@@ -10,6 +10,7 @@ from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, 
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
+from raybal import memory
 from raybal.errors import RaybalError
 from raybal.resources import ResourceSettings, scaling
 from raybal.store import Store
@@ -57,6 +58,8 @@ def train(task: TrainTask, resources: ResourceSettings) -> dict[str, Any]:
             storage_filesystem=store.filesystem,
             failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),
             callbacks=[_Failures()],
+            # Ray Train's loop runs in a thread, whose own heap could not keep large blocks.
+            worker_runtime_env={"env_vars": memory.environment()},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
