@@ -30,6 +30,10 @@ class LabelError(RaybalError):
     """An answer, a query sheet or a label table that raybal cannot take."""
 
 
+class DivergedError(RaybalError):
+    """A training run whose values are no longer finite: another start of it would end the same way."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns " (did you mean 'x'?)" for the closest known word, or an empty string."""
     close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1)

@@ -340,9 +340,9 @@ def check_workers(cases: Sequence[Case], world: int, *, resume: bool = True) -> 
         The history of each method's undisturbed run.
 
     Raises:
-        AssertionError: replicas differ in a bit, or from one process by more than 1e-5; or a resumed run differs from
-            an undisturbed one, by a bit with two workers, or by more than 1e-5: sums over more of them are added in an
-            order that data-parallel training settles in its first steps.
+        AssertionError: of a method that has no exception "workers": replicas differ in a bit, or from one process by
+            more than 1e-5; or a resumed run differs from an undisturbed one, by a bit with two workers, or by more than
+            1e-5: sums over more of them are added in an order that data-parallel training settles in its first steps.
     """
     with tempfile.TemporaryDirectory() as folder:
         sent = [dataclasses.replace(case, baseline=None, permuted=_as_they_are) for case in cases]
@@ -351,6 +351,9 @@ def check_workers(cases: Sequence[Case], world: int, *, resume: bool = True) -> 
     histories = []
     for i, case in enumerate(cases):
         name = case.cls.name
+        histories.append(found[0][i][2])
+        if "workers" in case.cls.exceptions:
+            continue
         alone, _ = trained(case, **_PARALLEL)
         for rank in found[1:]:
             _same(rank[i][0], found[0][i][0], f"{name}: replicas of {world}", 0.0)
@@ -358,7 +361,6 @@ def check_workers(cases: Sequence[Case], world: int, *, resume: bool = True) -> 
         if resume:
             tolerance = 0.0 if world == 2 else 1e-5
             _same(found[0][i][1], found[0][i][0], f"{name}: {world} workers killed and resumed", tolerance)
-        histories.append(found[0][i][2])
     return histories
 
 

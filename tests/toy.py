@@ -81,6 +81,7 @@ def make_context(
     steps: int = 10,
     train: Items | None = None,
     held_out: Items | None = None,
+    epochs: int = 10,
 ) -> Context:
     return Context(
         classifier=classifier,
@@ -100,6 +101,7 @@ def make_context(
         evaluate=lambda model, items: evaluate(Predictor(model), items, torch.device("cpu")),
         rehearse=lambda method, epochs: classifier,
         steps=steps,
+        epochs=epochs,
     )
 
 

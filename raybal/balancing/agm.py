@@ -15,9 +15,8 @@ from torch import Tensor
 
 from raybal.analysis.contribution import Coalition, shares_of_players
 from raybal.balancing.base import Context, in_full_precision, row_losses, unimodal_loss, with_gradient
-from raybal.balancing.coefficient import true_class_probability
 from raybal.balancing.lookahead import LookaheadMethod
-from raybal.balancing.paced import PacedSettings
+from raybal.balancing.paced import PacedSettings, true_class_probability
 from raybal.data.batches import Batch
 from raybal.models.classifier import Classifier, Output
 from raybal.settings import setting

@@ -53,7 +53,8 @@ class Context:
             workers take part.
         rehearse: trains a copy of the model, from where it stands, with another method for a number of epochs on the
             batches that come next, and returns the copy; all workers take part, and the run itself does not notice.
-        epoch, step, steps: epochs done, steps done in all, and steps of the whole run.
+        epoch, epochs: epochs done, and those of the whole run.
+        step, steps: steps done in all, and those of the whole run.
     """
 
     classifier: Classifier
@@ -71,6 +72,7 @@ class Context:
     evaluate: Callable[[Classifier, Items], dict[str, Any]]
     rehearse: Callable[[BalancingMethod, int], Classifier]
     steps: int
+    epochs: int
     epoch: int = 0
     step: int = 0
     log: dict[str, list[Tensor]] = field(default_factory=dict)

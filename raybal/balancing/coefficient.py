@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from raybal.balancing.base import Context, in_full_precision
-from raybal.balancing.paced import PacedMethod, PacedSettings
+from raybal.balancing.base import Context
+from raybal.balancing.paced import PacedMethod, PacedSettings, score_sums
 from raybal.data.batches import Batch
 from raybal.models.classifier import Output
 from raybal.settings import setting
@@ -51,6 +51,7 @@ class CoefficientMethod(PacedMethod):
         """Returns the parameters that a modality's coefficient acts on."""
 
     def after_backward(self, ctx: Context) -> None:
+        super().after_backward(ctx)
         k = self.step_coefficients(ctx)
         k = (1 + self.strengths(ctx) * (k.double() - 1)).to(k.dtype)
         ctx.record("coefficient", k)
@@ -113,11 +114,7 @@ class ScoredMethod(CoefficientMethod):
 
     def after_forward(self, ctx: Context, output: Output, batch: Batch, last: bool) -> None:
         with torch.no_grad():
-            rows = batch.weights[:, None] * output.present
-            probability = torch.stack(
-                [true_class_probability(logits, batch.labels) for logits in self.score_logits(ctx, output).values()], 1
-            )
-            sums = torch.stack([(probability * rows).sum(0), rows.sum(0)])
+            sums = score_sums(self.score_logits(ctx, output), output.present, batch)
         self._sums = sums if self._sums is None else self._sums + sums
         if last:
             self._reduced = ctx.all_reduce(self._sums)
@@ -131,9 +128,3 @@ class ScoredMethod(CoefficientMethod):
         ctx.record("score", scores)
         # A modality is ahead of or behind others that were seen in the same batch, or neither.
         return torch.where(seen & (seen.sum() > 1), self.coefficients(scores, seen), 1.0)
-
-
-def true_class_probability(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns softmax(logits)[label] of each row, [B], at least in float32."""
-    probabilities = in_full_precision(logits.detach()).softmax(1)
-    return probabilities.gather(1, labels[:, None]).squeeze(1)

@@ -14,21 +14,20 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raybal import hashing
 from raybal.analysis.clustering import Workers, k_means, scale_columns
 from raybal.balancing.base import Context
-from raybal.balancing.looking import Seen, look
+from raybal.balancing.looking import Seen, look, part_of
 from raybal.balancing.paced import PacedMethod, PacedSettings
-from raybal.data.batches import Items
-from raybal.errors import RaybalError
+from raybal.errors import ConfigError, DivergedError, RaybalError
 from raybal.settings import setting
 
 log = logging.getLogger(__name__)
 
 INITIAL = "initial."
+PAPER: dict[str, Any] = {"match_sizes": False, "max_items": None, "buffers": "keep", "optimizer_state": "keep"}
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,7 @@ class DiagnosingRelearningSettings(PacedSettings):
     )
     preset: Literal["none", "paper"] = setting(
         "none",
-        help="paper: match_sizes false, max_items none, buffers and optimizer_state keep, as the authors released it; "
-        "these four settings are then not looked at",
+        help="paper: match_sizes false, max_items none, buffers and optimizer_state keep, as the authors released it",
     )
     match_sizes: bool = setting(
         True,
@@ -99,9 +97,10 @@ class DiagnosingRelearning(PacedMethod):
 
     def __init__(self, settings: DiagnosingRelearningSettings, modalities: tuple[str, ...], classes: int) -> None:
         if settings.preset == "paper":
-            settings = dataclasses.replace(
-                settings, match_sizes=False, max_items=None, buffers="keep", optimizer_state="keep"
-            )
+            for name, value in PAPER.items():
+                if getattr(settings, name) not in (value, getattr(DiagnosingRelearningSettings, name)):
+                    raise ConfigError(f"balancing.{name}: preset paper has {value!r}; leave one of the two out")
+            settings = dataclasses.replace(settings, **PAPER)
         super().__init__(settings, modalities, classes)
         self._fired = 0
         self._initial: dict[str, Tensor] = {}
@@ -111,6 +110,16 @@ class DiagnosingRelearning(PacedMethod):
         return self.settings.holdout_share
 
     def setup(self, ctx: Context) -> None:
+        due = [e for e in range(ctx.epochs - 1) if is_due(e, self.settings.interval, self.settings.times, 0)]
+        due = due[: self.settings.times]
+        if ctx.rank == 0 and ctx.held_out is None:
+            log.warning("diagnosing_relearning: too few labelled items to hold some out, so nothing is diagnosed")
+        elif ctx.rank == 0 and not due:
+            log.warning(
+                "diagnosing_relearning: no diagnosis in %d epochs with balancing.interval %d: this is joint training",
+                ctx.epochs,
+                self.settings.interval,
+            )
         if not self._initial:
             self._initial = {name: value.detach().cpu().clone() for name, value in _encoders(ctx).items()}
 
@@ -120,8 +129,8 @@ class DiagnosingRelearning(PacedMethod):
         if not is_due(ctx.epoch - 1, settings.interval, settings.times, self._fired) or ctx.held_out is None:
             return
         self._fired += 1
-        train, held_out = self._parts(ctx)
-        found = [self._diagnose(ctx, i, train, held_out) for i in range(len(self.modalities))]
+        parts = self._parts(ctx)
+        found = [self._diagnose(ctx, i, parts) for i in range(len(self.modalities))]
         for name in ("purity_train", "purity_held_out"):
             ctx.record(name, torch.tensor([f[name] for f in found], dtype=torch.float64))
         strengths = paced * torch.tensor([f["strength"] for f in found], dtype=torch.float64)
@@ -130,21 +139,33 @@ class DiagnosingRelearning(PacedMethod):
             self._relearn(ctx, m, strength)
         _check_equal(ctx)
 
-    def _parts(self, ctx: Context) -> tuple[Seen, Seen]:
+    def _parts(self, ctx: Context) -> list[tuple[Seen, Tensor]]:
+        """Returns the training part and the held-out one: what this worker's items look like, and which of them each
+        modality is diagnosed on, bool [n, M]."""
         assert ctx.held_out is not None
-        largest = self.settings.max_items
-        held_out = draw(ctx.held_out, largest, hashing.digest("diagnose", ctx.seed, ctx.epoch, "held out"))
-        size = len(held_out) if self.settings.match_sizes else largest
-        trained = draw(ctx.train, size, hashing.digest("diagnose", ctx.seed, ctx.epoch, "train"))
-        return look(ctx, ctx.train, trained), look(ctx, ctx.held_out, held_out)
+        most, count = self.settings.max_items, len(self.modalities)
+        parts = {"held out": ctx.held_out, "train": ctx.train}
+        orders = {
+            name: p.in_proportion(hashing.digest("diagnose", ctx.seed, ctx.epoch, name)) for name, p in parts.items()
+        }
+        # Of each modality the items that have it.
+        chosen = {name: [o[parts[name].present[o, i]][:most] for i in range(count)] for name, o in orders.items()}
+        if self.settings.match_sizes:
+            chosen["train"] = [own[: len(out)] for own, out in zip(chosen["train"], chosen["held out"], strict=True)]
+        found = []
+        for name in ("train", "held out"):
+            positions = np.unique(np.concatenate(chosen[name]))
+            wanted = np.stack([np.isin(positions, own) for own in chosen[name]], 1)[part_of(ctx, len(positions))]
+            found.append((look(ctx, parts[name], positions), torch.from_numpy(wanted).to(ctx.device)))
+        return found
 
-    def _diagnose(self, ctx: Context, i: int, train: Seen, held_out: Seen) -> dict[str, float]:
+    def _diagnose(self, ctx: Context, i: int, parts: list[tuple[Seen, Tensor]]) -> dict[str, float]:
         workers = Workers(ctx.rank, ctx.world, ctx.all_reduce)
         m = self.modalities[i]
         seed = hashing.digest("k-means", ctx.seed, ctx.epoch, m)
         purities = []
-        for part in (train, held_out):
-            rows = part.present[:, i]
+        for part, wanted in parts:
+            rows = wanted[:, i]
             try:
                 purities.append(
                     separability(
@@ -152,7 +173,7 @@ class DiagnosingRelearning(PacedMethod):
                     )
                 )
             except ArithmeticError as error:
-                raise RaybalError(f"epoch {ctx.epoch}: embeddings of {m}: {error}; training has diverged") from error
+                raise DivergedError(f"epoch {ctx.epoch}: embeddings of {m}: {error}; training has diverged") from error
             except ValueError as error:
                 if ctx.rank == 0:
                     log.warning("epoch %d: %s is not diagnosed, since %s", ctx.epoch, m, error)
@@ -260,20 +281,6 @@ def separability(
     return float(counts.amax(1).sum() / counts.sum())
 
 
-def draw(items: Items, size: int | None, seed: int) -> NDArray[np.int64]:
-    """Returns the positions of at most `size` items, ascending, with the classes in proportion: by a hash of the seed
-    and the ids."""
-    if size is None or size >= len(items):
-        return np.arange(len(items))
-    order = hashing.order(items.ids, seed)
-    # The i-th item of a class with n comes at (i + 1/2) / n of the way: any beginning has all classes in proportion.
-    ranks = np.empty(len(items))
-    for label in np.unique(items.labels):
-        own = order[items.labels[order] == label]
-        ranks[own] = (np.arange(len(own)) + 0.5) / len(own)
-    return np.sort(order[np.argsort(ranks[order], kind="stable")[:size]])
-
-
 def _encoders(ctx: Context) -> dict[str, Tensor]:
     named = ctx.classifier.encoders
     return {**dict(named.named_parameters()), **dict(named.named_buffers())}
@@ -296,9 +303,9 @@ def _check_equal(ctx: Context) -> None:
     Raises:
         RaybalError: they differ.
     """
-    flat = [p.detach().double().flatten() for p in ctx.classifier.encoders.parameters()]
-    # Weighted by position, so that an exchange shows.
-    sums = torch.stack([v @ torch.cos(torch.arange(len(v), dtype=torch.float64, device=v.device)) for v in flat])
+    # Whole numbers, whose sum does not depend on the order; weighted by position, so that an exchange shows.
+    bits = [p.detach().float().flatten().view(torch.int32).long() for p in ctx.classifier.encoders.parameters()]
+    sums = torch.stack([(v * torch.arange(1, len(v) + 1, device=v.device)).sum() for v in bits])
     everyone = Workers(ctx.rank, ctx.world, ctx.all_reduce).gather(sums)
     if bool((everyone != everyone[0]).any()):
         raise RaybalError("the workers' encoders differ after re-learning: their weights were not the same before")

@@ -95,7 +95,8 @@ class GBlending(PacedMethod):
         )
 
     def step(self, ctx: Context, batches: list[Batch]) -> Tensor:
-        self._weights = (1 + self.strength(ctx) * (self._estimate - 1)).to(ctx.device)
+        self._estimate = self._estimate.to(ctx.device)
+        self._weights = 1 + self.strength(ctx) * (self._estimate - 1)
         ctx.record("loss_weight", self._weights)
         return super().step(ctx, batches)
 

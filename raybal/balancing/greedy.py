@@ -26,7 +26,7 @@ TINY = 1e-30
 
 @dataclass(frozen=True)
 class GreedySettings(PacedSettings):
-    """Settings of conditional-utilisation rebalancing. Published: epsilon 0.01, window 5, from the third epoch."""
+    """Settings of conditional-utilisation rebalancing. Published: epsilon 0.01, window 5, from the second epoch."""
 
     method: str = setting("greedy", help="balancing method")
     epsilon: float = setting(
@@ -41,7 +41,7 @@ class GreedySettings(PacedSettings):
         help="steps for which a modality is held back each time",
         search={"kind": "choice", "values": [2, 5, 10]},
     )
-    starting_epoch: int = setting(2, ge=0, help="epochs before the first rebalancing; speeds are summed up meanwhile")
+    starting_epoch: int = setting(1, ge=0, help="epochs before the first rebalancing; speeds are summed up meanwhile")
 
 
 class Greedy(PacedMethod):
@@ -58,7 +58,8 @@ class Greedy(PacedMethod):
     a masked modality gates nobody; a modality's mean gates are its own, of the steps before and of training alone,
     where the released code keeps the first modality's for both and goes on in evaluation; of more than two modalities
     the fastest is held back if it differs from the slowest. Under the pace a held-back modality's gates lie between its
-    own and the mean ones.
+    own and the mean ones. A modality that many items lack looks fast, since the part of the gates that all share learns
+    without it; a step without it does not count.
     """
 
     name = "greedy"
@@ -84,6 +85,7 @@ class Greedy(PacedMethod):
         return super().step(ctx, batches)
 
     def after_forward(self, ctx: Context, output: Output, batch: Batch, last: bool) -> None:
+        super().after_forward(ctx, output, batch, last)
         rows = batch.weights[:, None] * output.present
         sums = [torch.cat([rows[:, i] @ g.to(rows), rows[:, i].sum()[None]]) for i, g in enumerate(_gates(ctx).last)]
         flat = torch.cat(sums)
@@ -92,12 +94,13 @@ class Greedy(PacedMethod):
             self._reduced = ctx.all_reduce(self._sums)
 
     def after_backward(self, ctx: Context) -> None:
+        super().after_backward(ctx)
         assert self._reduced is not None
-        _gates(ctx).remember(self._reduced())
+        seen = _gates(ctx).remember(self._reduced())
         self._sums = self._reduced = None
         # Nothing here waits for the device: all decisions are tensors.
         self._speeds, self._held, self._left = (x.to(ctx.device) for x in (self._speeds, self._held, self._left))
-        speeds = self._speeds + self._learning(ctx)
+        speeds = self._speeds + self._learning(ctx) * seen
         holding = self._left > 0
         # While a modality is held back its gates say nothing about speed.
         self._speeds = torch.where(holding, self._speeds, speeds)
@@ -172,16 +175,18 @@ class Gates(Fusion):
         return self.inner(gated, present)
 
     @torch.no_grad()
-    def remember(self, sums: Tensor) -> None:
+    def remember(self, sums: Tensor) -> Tensor:
         """Takes a step into the means: the sums of each modality's gates over the rows that have it, each followed by
-        the number of these rows."""
-        means = []
+        the number of these rows. Returns which modalities the batch has, bool [M]."""
+        means, had = [], []
         parts = sums.split([d + 1 for d in self.dims.values()])
         for i, (old, part) in enumerate(zip(self.means.split(list(self.dims.values())), parts, strict=True)):
             seen = (part[-1] > 0).to(old)
             self.steps[i] += seen
+            had.append(part[-1] > 0)
             means.append(old + seen * (part[:-1] / part[-1].clamp(min=1) - old) / self.steps[i].clamp(min=1))
         self.means.copy_(torch.cat(means))
+        return torch.stack(had)
 
     def slices(self) -> dict[str, list[nn.Parameter]]:
         return self.inner.slices()

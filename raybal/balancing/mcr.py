@@ -102,12 +102,13 @@ class MCR(PacedMethod):
             )
 
     def step(self, ctx: Context, batches: list[Batch]) -> Tensor:
-        strength = self.strength(ctx)
+        strength = self.strength(ctx).float()
         losses = []
         for i, batch in enumerate(batches):
             with no_sync(ctx.module, i == len(batches) - 1):
                 with ctx.autocast():
                     output = ctx.module(batch.inputs, batch.present)
+                self.after_forward(ctx, output, batch, i == len(batches) - 1)
                 own = fused_loss(output, batch) + self.settings.unimodal_weight * unimodal_loss(output, batch)
                 if self.settings.bottleneck_weight:
                     own = own + strength * self.settings.bottleneck_weight * self._bottleneck(ctx, output, batch)
@@ -128,6 +129,8 @@ class MCR(PacedMethod):
         """Returns the terms that look across items, of these rows' share of the batch."""
         share = len(rows.labels) / total
         loss = torch.zeros((), device=ctx.device)
+        if not share:
+            return loss
         if self.settings.mipd_weight:
             seed = hashing.digest("permutations", ctx.seed, ctx.step, micro)
             own, other = influence(ctx.classifier, rows, self.settings.permutations, seed)

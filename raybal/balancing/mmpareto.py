@@ -51,9 +51,10 @@ class MMPareto(PacedMethod):
         trained = [p for p in ctx.classifier.parameters() if p.requires_grad]
         fused, unimodal = ({p: torch.zeros_like(p) for p in trained} for _ in range(2))
         losses = []
-        for batch in batches:
+        for i, batch in enumerate(batches):
             with ctx.autocast():
                 output = ctx.classifier(batch.inputs, batch.present)
+            self.after_forward(ctx, output, batch, i == len(batches) - 1)
             # No encoder's gradient of the sum of all heads' losses holds anything of another modality's.
             joint, heads = fused_loss(output, batch), unimodal_loss(output, batch)
             _add(fused, joint, keep=True)

@@ -61,7 +61,6 @@ class MSLR(CoefficientMethod):
     name = "mslr"
     Settings = MSLRSettings
     settings: MSLRSettings
-    scores_modalities = True
 
     def __init__(self, settings: MSLRSettings, modalities: tuple[str, ...], classes: int) -> None:
         super().__init__(settings, modalities, classes)
@@ -74,6 +73,7 @@ class MSLR(CoefficientMethod):
         start = PUBLISHED | settings.initial
         self._initial = torch.tensor([start.get(m, 1.0) for m in modalities], dtype=torch.float64)
         self._history = torch.zeros(0, len(modalities), dtype=torch.float64)
+        self._k = self._initial
 
     @property
     def holdout_share(self) -> float:
@@ -84,13 +84,11 @@ class MSLR(CoefficientMethod):
             found = ctx.evaluate(ctx.classifier, ctx.held_out)
             accuracy = [found[m]["accuracy"] if found[m] else 0.0 for m in self.modalities]
             self._history = torch.cat([self._history, torch.tensor([accuracy], dtype=torch.float64)])
+            ctx.record("score", self._history[-1])
+        self._k = multipliers(self._history, self.settings.window, self._initial).to(ctx.device)
 
     def step_coefficients(self, ctx: Context) -> Tensor:
-        if len(self._history):
-            scores = self._history[-1].to(ctx.device)
-            ctx.record("score", scores)
-            self.pace.observe(scores, scores > 0, ctx.step)
-        return multipliers(self._history, self.settings.window, self._initial).to(ctx.device)
+        return self._k
 
     def scaled_parameters(self, ctx: Context, modality: str) -> list[nn.Parameter]:
         group = ctx.groups[modality]

@@ -143,13 +143,14 @@ class MultiModal(PacedMethod):
         return loss
 
     def after_forward(self, ctx: Context, output: Output, batch: Batch, last: bool) -> None:
+        super().after_forward(ctx, output, batch, last)
         rows = batch.weights[:, None] * output.present
         right = torch.stack([z.argmax(1) == batch.labels for z in output.unimodal_logits.values()], 1)
         hits = torch.stack([(right * rows).sum(0), rows.sum(0)])
         self._hits = hits if self._hits is None else self._hits + hits
 
     def step(self, ctx: Context, batches: list[Batch]) -> Tensor:
-        _proxies(ctx.classifier).strength.fill_(self.strength(ctx))
+        _proxies(ctx.classifier).strength.copy_(self.strength(ctx))
         return super().step(ctx, batches)
 
     def after_epoch(self, ctx: Context) -> None:

@@ -33,6 +33,9 @@ class OGMGE(OGM):
     Settings = OGMGESettings
 
     def after_backward(self, ctx: Context) -> None:
+        if self.pace.single and self.settings.pace.strength(ctx.progress) == 0:
+            super().after_backward(ctx)
+            return
         modulated = [
             (p, i, hashing.digest("ge", ctx.seed, ctx.step, m, n))
             for i, m in enumerate(self.modalities)

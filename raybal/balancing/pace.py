@@ -91,7 +91,6 @@ class Pace:
         paces: of single modalities by name, in place of `pace`.
         modalities: names, in order.
         method: the method's name, for messages.
-        scored: whether the method tells its modalities' scores (`observe`), which phase-out needs.
         by_modality: whether modalities can have strengths of their own.
 
     Raises:
@@ -105,7 +104,6 @@ class Pace:
         modalities: Sequence[str],
         method: str,
         *,
-        scored: bool,
         by_modality: bool,
     ) -> None:
         for name in paces:
@@ -118,11 +116,6 @@ class Pace:
                 )
         self.settings = [paces.get(m, pace) for m in modalities]
         self.phases_out = any(s.phase_out is not None for s in self.settings)
-        if self.phases_out and not scored:
-            raise ConfigError(
-                f"balancing.pace.phase_out: {method} does not compare the modalities' scores, so it cannot tell when "
-                "they have converged; set `end` instead"
-            )
         #: Whether one number says it all.
         self.single = not paces and not self.phases_out
         count = len(modalities)
@@ -133,11 +126,11 @@ class Pace:
 
     def strengths(self, progress: float, step: int, device: torch.device | str = "cpu") -> Tensor:
         """Returns the strength of each modality, float64 [M], at a progress in [0, 1) and a number of steps done."""
-        planned = torch.tensor([s.strength(progress) for s in self.settings], dtype=torch.float64, device=device)
+        planned = _row([s.strength(progress) for s in self.settings], device)
         if not self.phases_out:
             return planned
         self._to(device)
-        over = torch.tensor([s.phase_out_steps for s in self.settings], dtype=torch.float64, device=device)
+        over = _row([s.phase_out_steps for s in self.settings], device)
         left = (1 - (step - self._since) / over).clamp(0, 1)
         return torch.where(self._since >= 0, planned * left, planned)
 
@@ -154,14 +147,11 @@ class Pace:
         self._steps = self._steps + seen
         known = self._steps > 0
         others = (torch.where(known, self._scores, 0.0).sum() - self._scores) / (known.sum() - 1).clamp(min=1)
-        tolerance = torch.tensor(
-            [math.nan if s.phase_out is None else s.phase_out for s in self.settings],
-            dtype=torch.float64,
-            device=device,
-        )
+        # Nothing is near a tolerance that is not a number.
+        tolerance = _row([math.nan if s.phase_out is None else s.phase_out for s in self.settings], device)
         near = known & (known.sum() > 1) & ((self._scores / others.clamp(min=1e-12) - 1).abs() <= tolerance)
         self._within = torch.where(seen, torch.where(near, self._within + 1, 0.0), self._within)
-        needed = torch.tensor([s.phase_out_steps for s in self.settings], dtype=torch.float64, device=device)
+        needed = _row([s.phase_out_steps for s in self.settings], device)
         self._since = torch.where((self._since < 0) & (self._within >= needed), float(step), self._since)
 
     def state_dict(self) -> dict[str, Any]:
@@ -179,6 +169,11 @@ class Pace:
     def _to(self, device: torch.device | str) -> None:
         for name in ("_scores", "_steps", "_within", "_since"):
             setattr(self, name, getattr(self, name).to(device))
+
+
+def _row(values: Sequence[float], device: torch.device | str) -> Tensor:
+    """Returns float64 [M] on a device. Filled there: a copy from here would wait for all that the device has to do."""
+    return torch.stack([torch.full((), v, dtype=torch.float64, device=device) for v in values])
 
 
 def _between(knots: Sequence[float], values: Sequence[float], at: float) -> float:

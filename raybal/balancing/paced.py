@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from raybal.balancing.base import BalancingMethod, BalancingSettings, Context
+from raybal.balancing.base import BalancingMethod, BalancingSettings, Context, in_full_precision
 from raybal.balancing.pace import Pace, PaceSettings
+from raybal.data.batches import Batch
+from raybal.models.classifier import Output
 from raybal.settings import setting
 
 
@@ -24,24 +27,23 @@ class PacedSettings(BalancingSettings):
 
 
 class PacedMethod(BalancingMethod):
-    """Base of methods with a pace, whose position is part of the checkpoint."""
+    """Base of methods with a pace, whose position is part of the checkpoint.
+
+    Where the pace is phased out, what has to converge are the modalities' scores: those that the method compares, or
+    else the true-class probabilities of the unimodal heads on the batch.
+    """
 
     settings: PacedSettings
-    #: Whether the method scores its modalities in every step (`pace.observe`), which phase-out needs.
+    #: Whether the method scores its modalities itself in every step, and tells `pace.observe`.
     scores_modalities: ClassVar[bool] = False
     #: Whether it acts on one modality apart from the others, so that each can have a pace.
     acts_by_modality: ClassVar[bool] = True
 
     def __init__(self, settings: PacedSettings, modalities: tuple[str, ...], classes: int) -> None:
         super().__init__(settings, modalities, classes)
-        self.pace = Pace(
-            settings.pace,
-            settings.paces,
-            modalities,
-            self.name,
-            scored=self.scores_modalities,
-            by_modality=self.acts_by_modality,
-        )
+        self.pace = Pace(settings.pace, settings.paces, modalities, self.name, by_modality=self.acts_by_modality)
+        self._head_sums: Tensor | None = None
+        self._heads_reduced: Callable[[], Tensor] | None = None
 
     def strengths(self, ctx: Context) -> Tensor:
         """Returns the strength in force in each modality, float64 [M], and records it: as one number where all
@@ -50,14 +52,49 @@ class PacedMethod(BalancingMethod):
         ctx.record("pace", strengths[0] if self.pace.single else strengths)
         return strengths
 
-    def strength(self, ctx: Context) -> float:
-        """Returns the one strength of a method that does not act by modality, and records it."""
-        strength = self.settings.pace.strength(ctx.progress)
-        ctx.record("pace", torch.tensor(strength, dtype=torch.float64))
+    def strength(self, ctx: Context) -> Tensor:
+        """Returns the one strength of a method that does not act by modality, a float64 scalar, and records it; while
+        it is phased out, that of the modality which has it longest."""
+        strength = self.pace.strengths(ctx.progress, ctx.step, ctx.device).amax()
+        ctx.record("pace", strength)
         return strength
+
+    def after_forward(self, ctx: Context, output: Output, batch: Batch, last: bool) -> None:
+        if self.scores_modalities or not self.pace.phases_out:
+            return
+        sums = score_sums(output.unimodal_logits, output.present, batch)
+        self._head_sums = sums if self._head_sums is None else self._head_sums + sums
+        if last:
+            self._heads_reduced = ctx.all_reduce(self._head_sums)
+
+    def after_backward(self, ctx: Context) -> None:
+        if self._heads_reduced is not None:
+            sums, counts = self._heads_reduced()
+            self._head_sums = self._heads_reduced = None
+            self.pace.observe(sums / counts.clamp(min=1), counts > 0, ctx.step)
 
     def state_dict(self) -> dict[str, Any]:
         return self.pace.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pace.load_state_dict(state)
+
+
+@torch.no_grad()
+def score_sums(logits: Mapping[str, Tensor], present: Tensor, batch: Batch) -> Tensor:
+    """Returns [2, M]: the sum over rows of each modality's true-class probability, and the number of rows that have it.
+
+    Args:
+        logits: {m: [B, C]} that score each modality.
+        present: bool [B, M].
+        batch: with labels and weights of the rows.
+    """
+    rows = batch.weights[:, None] * present
+    probability = torch.stack([true_class_probability(z, batch.labels) for z in logits.values()], 1)
+    return torch.stack([(probability * rows).sum(0), rows.sum(0)])
+
+
+def true_class_probability(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns softmax(logits)[label] of each row, [B], at least in float32."""
+    probabilities = in_full_precision(logits.detach()).softmax(1)
+    return probabilities.gather(1, labels[:, None]).squeeze(1)

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from raybal import hashing
 from raybal.balancing.base import Context, in_full_precision, row_losses, unimodal_loss
-from raybal.balancing.coefficient import true_class_probability
 from raybal.balancing.lookahead import LookaheadMethod
 from raybal.balancing.looking import look, part_of
-from raybal.balancing.paced import PacedSettings
+from raybal.balancing.paced import PacedSettings, true_class_probability
 from raybal.data.batches import Batch, Items
 from raybal.models.classifier import Output
 from raybal.settings import setting
@@ -153,6 +152,7 @@ def update_prototypes(old: Tensor | None, sums: Tensor, counts: Tensor, momentum
     means = sums / counts[:, None]
     if old is None:
         return means
+    old = old.to(sums)
     mixed = torch.where(old.isnan(), means, (1 - momentum) * means + momentum * old)
     return torch.where(counts[:, None] > 0, mixed, old)
 

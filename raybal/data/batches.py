@@ -47,6 +47,16 @@ class Items:
             self.labels[positions],
         )
 
+    def in_proportion(self, seed: int) -> NDArray[np.int64]:
+        """Returns all positions in an order of which any beginning has the classes in proportion: the i-th item of a
+        class with n, by a hash of the seed and the ids, comes at (i + 1/2) / n of the way."""
+        order = hashing.order(self.ids, seed)
+        ranks = np.empty(len(self))
+        for label in np.unique(self.labels):
+            own = order[self.labels[order] == label]
+            ranks[own] = (np.arange(len(own)) + 0.5) / len(own)
+        return order[np.argsort(ranks[order], kind="stable")]
+
 
 @dataclass
 class Batch:

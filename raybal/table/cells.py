@@ -54,6 +54,11 @@ class Cell:
         return f"{self.row}, learning rate {self.learning_rate:g}, seed {self.seed}"
 
 
+def has_diverged(store: Store, cell: Cell) -> bool:
+    """Returns whether a cell's training has ended without a model."""
+    return "diverged" in store.read_yaml(cell.trained)
+
+
 def measure(task: TrainTask, test: list[tuple[str, int]]) -> dict[str, Any]:
     """Measures a trained model on test items: the only place of a table that looks at them.
 

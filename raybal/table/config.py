@@ -81,6 +81,10 @@ class TableConfig(Settings):
         rows = content.get("methods")
         rows = METHODS.names() if rows is None else rows
         given = content.get("balancing") or {}
+        train = content.get("train")
+        for key, instead in (("learning_rate", "give learning_rates"), ("round_start", "a table has no rounds")):
+            if isinstance(train, Mapping) and key in train:
+                raise ConfigError(f"train.{key}: {train[key]!r} is not looked at by a table; {instead}")
         if not isinstance(rows, list) or not isinstance(given, Mapping):
             return content
         for name in given:

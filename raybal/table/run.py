@@ -29,12 +29,12 @@ from raybal.data.plan import PrepareConfig
 from raybal.data.pool import Pool, Sidecar
 from raybal.data.prepare import DEMO, demo_pool, prepare
 from raybal.data.split import validation_parts
-from raybal.errors import ConfigError, DataError, RaybalError, StoreError, shorten
+from raybal.errors import ConfigError, DataError, DivergedError, RaybalError, StoreError, shorten
 from raybal.lease import Lease
 from raybal.predictor import PredictorSpec
 from raybal.resources import capacity, check_place, cluster
 from raybal.store import Store
-from raybal.table.cells import Cell, measure
+from raybal.table.cells import Cell, has_diverged, measure
 from raybal.table.config import TableConfig
 from raybal.table.page import write_page
 from raybal.table.summary import Summary, summarise
@@ -223,13 +223,22 @@ class Table:
             log.info("learning rates: %s", ", ".join(f"{row} {rate:g}" for row, rate in chosen.items()))
         final = [Cell(row, rate, seed) for row, rate in chosen.items() for seed in range(config.seeds)]
         self._fill(final, progress, final=True)
-        return summarise(self.store, final, self.pool.info.names)
+        lost = [cell for cell in final if has_diverged(self.store, cell)]
+        for cell in lost:
+            log.warning("%s: %s; the row is left out", cell.title, self.store.read_yaml(cell.trained)["diverged"])
+        # Rows are compared over the same seeds, so one that lacks a seed is no row.
+        left = [cell for cell in final if cell.row not in {one.row for one in lost}]
+        if not left:
+            raise RaybalError("every row of the table has a run that diverged; try smaller learning_rates")
+        return summarise(self.store, left, self.pool.info.names)
 
     def _best(self, row: str) -> float:
         """Returns the learning rate with the best validation accuracy, then likelihood, of the first seed."""
 
         def score(rate: float) -> tuple[float, float]:
             result = self.store.read_yaml(Cell(row, rate, 0).trained)
+            if "diverged" in result:
+                return (-1.0, -rate)
             kept = result["history"][result["epoch"] - 1]["validation"]
             return (kept["fused"]["accuracy"], -kept["fused"]["nll"]) if kept else (0.0, -rate)
 
@@ -240,7 +249,8 @@ class Table:
         left = []
         for cell in cells:
             trained = self.store.exists(cell.trained)
-            if trained and (not final or self.store.exists(cell.measured)):
+            measured = self.store.exists(cell.measured) or (trained and has_diverged(self.store, cell))
+            if trained and (not final or measured):
                 progress.known(cell)
                 continue
             if not trained and not self.store.exists(f"{cell.folder}/items.parquet"):
@@ -303,12 +313,16 @@ def _work(
     # The markers hold the same whoever writes them, so a task that outlives its driver does no harm.
     if not store.exists(cell.trained):
         started = time.monotonic()
-        result = training(task)
+        try:
+            result = training(task)
+        except DivergedError as error:
+            # Another start would end the same way; the table goes on without this cell.
+            result = {"diverged": str(getattr(error, "cause", None) or error)}
         store.write_yaml(cell.trained, {**result, "seconds": round(time.monotonic() - started, 3)})
         for kind in ("epoch", "best"):
             # The model is kept; what only a resumed run would need is not.
             Checkpoints(store, cell.folder).keep_only(kind, None)
-    if test is not None and not store.exists(cell.measured):
+    if test is not None and not store.exists(cell.measured) and not has_diverged(store, cell):
         store.write_yaml(cell.measured, measure(task, test))
 
 
@@ -332,6 +346,9 @@ class _Progress:
         self._seen.add(cell)
         self._done += 1
         result = store.read_yaml(cell.trained)
+        if "diverged" in result:
+            log.warning("%d of %d: %s diverged", len(self._seen), self.total, cell.title)
+            return
         kept = result["history"][result["epoch"] - 1]["validation"]
         shown = f"validation {100 * kept['fused']['accuracy']:.1f}%  " if kept else ""
         left = (self.total - len(self._seen)) * (time.monotonic() - self._started) / self._done

@@ -48,7 +48,8 @@ def compare(values: Sequence[float], others: Sequence[float]) -> Comparison:
     """Compares two rows of values of the same seeds, in the same order."""
     differences = np.asarray(values, np.float64) - np.asarray(others, np.float64)
     p = None
-    if len(differences) > 1 and differences.std() > 0:
+    # Equal differences differ in their last bits.
+    if len(differences) > 1 and np.ptp(differences) > 1e-9:
         p = float(stats.ttest_rel(values, others).pvalue)
     return Comparison(interval(differences.tolist()), p)
 

@@ -112,6 +112,7 @@ def begin(run: Run) -> Context:
         evaluate=lambda model, items: evaluate(Predictor(model), items, run.device, workers=workers),
         rehearse=lambda method, epochs: _rehearse(run, ctx, method, epochs),
         steps=steps * settings.epochs,
+        epochs=settings.epochs,
     )
     return ctx
 

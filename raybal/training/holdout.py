@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-from numpy.typing import NDArray
 
 from raybal import hashing
 from raybal.data.batches import Items
@@ -12,13 +13,14 @@ from raybal.data.batches import Items
 def hold_out(items: Items, share: float, seed: int) -> tuple[Items, Items | None]:
     """Parts training items into those that gradients come from and those that are held out.
 
-    A share of each class is held out, at least one item, by a hash of the seed and the ids; a class with one item
-    keeps it. All of these items are labelled and in the training split, so no label is seen that training would not
-    see, and validation items are not touched.
+    The share is taken with the classes in proportion, by a hash of the seed and the ids; of rare classes only some
+    have an item held out, and none loses its last one. All of these items are labelled and in the training split, so
+    no label is seen that training would not see, and validation items are not touched. Groups are not kept together:
+    what is measured is how a model fares on other items of the speakers and scenes that it knows.
 
     Args:
         items: labelled training items.
-        share: of each class, in [0, 1).
+        share: of all items, in [0, 1), rounded up.
         seed: of the choice.
 
     Returns:
@@ -26,13 +28,12 @@ def hold_out(items: Items, share: float, seed: int) -> tuple[Items, Items | None
     """
     if share == 0:
         return items, None
-    order = hashing.order(items.ids, hashing.digest("held out", seed))
-    out: list[NDArray[np.int64]] = []
-    for label in np.unique(items.labels):
-        own = order[items.labels[order] == label]
-        if len(own) > 1:
-            out.append(own[: max(1, min(round(share * len(own)), len(own) - 1))])
-    if not out:
+    order = items.in_proportion(hashing.digest("held out", seed))
+    # The last item of each class stays.
+    _, last = np.unique(items.labels[order][::-1], return_index=True)
+    order = np.delete(order, len(order) - 1 - last)
+    wanted = min(math.ceil(share * len(items)), len(order))
+    if not wanted:
         return items, None
-    chosen = np.sort(np.concatenate(out))
+    chosen = np.sort(order[:wanted])
     return items.take(np.setdiff1d(np.arange(len(items)), chosen)), items.take(chosen)

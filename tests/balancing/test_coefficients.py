@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raybal.balancing import mlb, ogm
-from raybal.balancing.coefficient import true_class_probability
+from raybal.balancing.paced import true_class_probability
 
 
 def test_mlb_coefficients_equal_the_authors(vectors):

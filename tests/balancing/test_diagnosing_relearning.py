@@ -11,14 +11,13 @@ from sklearn.metrics import confusion_matrix
 from toy import make_context, make_items, make_pair, whole_batch
 
 from raybal.balancing.diagnosing_relearning import (
-    draw,
     is_due,
     purity,
     reinit_strength,
     separability,
     soft_reinitialise,
 )
-from raybal.errors import RaybalError
+from raybal.errors import ConfigError, RaybalError
 from raybal.training.step import train_step
 
 PARTS = ("train_audio", "val_audio", "train_visual", "val_visual")
@@ -104,15 +103,20 @@ def test_whole_numbers_are_only_taken_back_altogether():
     assert soft_reinitialise(counts, {"n": torch.tensor(1)}, 1.0)["n"] == 1
 
 
-def test_a_draw_has_all_classes_in_proportion_and_stays_the_same():
-    items = make_items(40)
-    items.labels = np.array([0] * 20 + [1] * 12 + [2] * 8)
-    for size, wanted in ((10, [5, 3, 2]), (20, [10, 6, 4])):
-        chosen = draw(items, size, seed=1)
-        assert np.bincount(items.labels[chosen]).tolist() == wanted
-        assert (np.diff(chosen) > 0).all()
-    assert draw(items, 10, seed=1).tolist() != draw(items, 10, seed=2).tolist()
-    assert draw(items, None, seed=1).tolist() == draw(items, 40, seed=1).tolist() == list(range(40))
+def test_parts_are_equally_large_in_every_modality_and_have_the_classes_in_proportion():
+    train, held_out = make_items(60), make_items(30, seed=4)
+    train.labels, held_out.labels = np.repeat([0, 1, 2], 20), np.repeat([0, 1, 2], 10)
+    held_out.present[:20, 0] = False
+    for options, wanted in (({}, ([10, 30], [10, 30])), ({"max_items": 12}, ([10, 12], [10, 12])),
+                            ({"match_sizes": False}, ([60, 60], [10, 30]))):  # fmt: skip
+        classifier, method = make_pair("diagnosing_relearning", **options)
+        ctx = make_context(classifier, train=train, held_out=held_out)
+        parts = method._parts(ctx)
+        assert tuple(rows.sum(0).tolist() for _, rows in parts) == wanted
+        for seen, rows in parts:
+            assert not (rows & ~seen.present).any()
+        (seen, rows), _ = parts
+        assert np.ptp(np.bincount(seen.labels[rows[:, 1]])) <= 1
 
 
 def _relearn(strengths, optimizer="sgd", norm="group", **options):
@@ -171,20 +175,27 @@ def test_momentum_is_kept_scaled_or_forgotten(optimizer, choice):
             torch.testing.assert_close(state[key], share * value, msg=f"{name} {key}")
 
 
-def test_the_paper_preset_sets_the_other_choices_aside():
-    options = {"buffers": "reset", "optimizer_state": "reset", "max_items": 2}
-    ctx, _, before, momenta = _relearn((0.25, 0.5), norm="batch", preset="paper", **options)
+def test_the_paper_preset_is_the_released_code():
+    ctx, _, before, momenta = _relearn((0.25, 0.5), norm="batch", preset="paper")
     for name, value in ctx.classifier.state_dict().items():
         if "running" in name:
             assert torch.equal(value, before[name])
     for name, parameter in ctx.classifier.named_parameters():
         assert torch.equal(ctx.optimizer.state[parameter]["momentum_buffer"], momenta[name]["momentum_buffer"])
-    _, method = make_pair("diagnosing_relearning", preset="paper", **options)
-    train, held_out = method._parts(ctx)
-    assert (len(train.labels), len(held_out.labels)) == (24, 12)
-    _, method = make_pair("diagnosing_relearning")
-    train, held_out = method._parts(ctx)
-    assert (len(train.labels), len(held_out.labels)) == (12, 12)
+    _, method = make_pair("diagnosing_relearning", preset="paper")
+    assert [len(seen.labels) for seen, _ in method._parts(ctx)] == [24, 12]
+    with pytest.raises(ConfigError, match=r"balancing\.buffers: preset paper has 'keep'"):
+        make_pair("diagnosing_relearning", preset="paper", buffers="reset")
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(21, "no diagnosis in 21 epochs with balancing.interval 20"), (22, "")])
+def test_a_run_without_a_diagnosis_says_so(epochs, said, caplog):
+    classifier, method = make_pair("diagnosing_relearning")
+    ctx = make_context(classifier, train=make_items(12), held_out=make_items(6), epochs=epochs)
+    with caplog.at_level(logging.WARNING):
+        method.setup(ctx)
+    assert said in caplog.text
+    assert bool(caplog.text) == bool(said)
 
 
 def test_a_modality_that_is_not_pulled_keeps_its_momentum_and_statistics():

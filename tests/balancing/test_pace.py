@@ -4,11 +4,13 @@ import pytest
 import torch
 from toy import make_context, make_items, make_method, make_pair, whole_batch
 
+from raybal.balancing.base import METHODS
 from raybal.balancing.pace import Pace, PaceSettings
 from raybal.errors import ConfigError
 from raybal.training.step import train_step
 
 NAMES = ("audio", "video")
+PACED = [name for name in METHODS.names() if "pace" in METHODS.get(name).Settings.__dataclass_fields__]
 SEEN = torch.tensor([True, True])
 
 
@@ -53,7 +55,7 @@ def test_knots_that_make_no_line_are_refused(settings, message):
 
 
 def make_pace(paces=None, **settings):
-    return Pace(PaceSettings(**settings), paces or {}, NAMES, "mlb", scored=True, by_modality=True)
+    return Pace(PaceSettings(**settings), paces or {}, NAMES, "mlb", by_modality=True)
 
 
 def test_a_modality_can_have_a_pace_of_its_own():
@@ -73,7 +75,6 @@ def test_a_modality_can_have_a_pace_of_its_own():
     [
         ("mlb", {"paces": {"vidoe": PaceSettings()}}, r"balancing\.paces\.vidoe: .*did you mean 'video'"),
         ("multimodal_loss", {"paces": {"video": PaceSettings()}}, "multimodal_loss acts on all modalities together"),
-        ("mmpareto", {"pace": PaceSettings(phase_out=0.1)}, "mmpareto does not compare the modalities' scores"),
     ],
 )
 def test_a_pace_that_a_method_cannot_have_is_refused(name, options, message):
@@ -99,9 +100,7 @@ def test_phase_out_falls_to_nothing_over_its_steps():
 
 
 def test_only_the_modality_that_has_converged_is_phased_out():
-    pace = Pace(
-        PaceSettings(phase_out=0.2, phase_out_steps=2), {}, ("a", "b", "c"), "mlb", scored=True, by_modality=True
-    )
+    pace = Pace(PaceSettings(phase_out=0.2, phase_out_steps=2), {}, ("a", "b", "c"), "mlb", by_modality=True)
     for step in range(5):
         # b is the mean of a and c.
         pace.observe(torch.tensor([0.2, 0.5, 0.8]), torch.ones(3, dtype=torch.bool), step)
@@ -126,3 +125,18 @@ def test_the_position_is_part_of_the_state():
         assert one.strengths(0.0, step).tolist() == other.strengths(0.0, step).tolist()
     assert other.strengths(0.0, 9).tolist() == [0.0, 0.0]
     assert make_pace().state_dict() == {}
+
+
+@pytest.mark.parametrize("name", PACED)
+def test_every_method_with_a_pace_can_be_phased_out_at_convergence(name):
+    """With a tolerance that everything is within: at full strength for the steps asked for, then down to nothing."""
+    classifier, method = make_pair(name, pace=PaceSettings(phase_out=1e9, phase_out_steps=2))
+    ctx = make_context(classifier, train=make_items(12), held_out=make_items(6, seed=3))
+    method.setup(ctx)
+    for _ in range(5):
+        method.before_epoch(ctx)
+        train_step(ctx, method, [whole_batch(ctx.train)])
+    assert method.pace.strengths(0.0, ctx.step).tolist() == [0.0, 0.0]
+    found = [v.max().item() for v in ctx.log["pace"]]
+    assert found[0] == 1.0
+    assert found[-1] == 0.0

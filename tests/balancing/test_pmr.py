@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from toy import make_context, make_items, make_pair, whole_batch
 
-from raybal.balancing.coefficient import true_class_probability
+from raybal.balancing.paced import true_class_probability
 from raybal.balancing.pmr import prototypical_weights, similarities, some_of_each_class, update_prototypes
 
 
@@ -102,3 +102,10 @@ def test_the_weaker_modalitys_prototype_loss_is_added(alpha):
         -torch.cdist(output.embeddings[weak], method._prototypes[weak].float()), batch.labels
     )
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_prototypes_of_a_checkpoint_go_to_where_the_model_is():
+    """A checkpoint is read to the CPU; the meta device stands for any other."""
+    there = {"device": "meta"}
+    moved = update_prototypes(torch.zeros(2, 3), torch.zeros(2, 3, **there), torch.ones(2, **there), 0.5)
+    assert moved.device.type == "meta"

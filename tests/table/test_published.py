@@ -62,6 +62,11 @@ def test_there_are_configurations():
     assert len(FILES) >= 10
 
 
+def test_experiments_do_not_share_a_pool_or_a_store():
+    configs = [parse(TableConfig, ["--config", str(file)]) for file in FILES]
+    assert len({c.pool for c in configs}) == len({c.store for c in configs}) == len(FILES)
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_a_published_experiment_is_one_command(file, trees, tmp_path):
     text = file.read_text()

@@ -33,7 +33,9 @@ def test_a_comparison_is_paired():
     angle = math.atan(t / math.sqrt(3))
     assert found.p == pytest.approx(1 - 2 / math.pi * (angle + math.sin(angle) * math.cos(angle)), rel=1e-6)
     assert compare([0.5], [0.4]).p is None
-    assert compare([0.5, 0.6], [0.4, 0.5]).difference.half == pytest.approx(0.0, abs=1e-9)
+    same = compare([0.52, 0.57], [0.50, 0.55])
+    assert same.p is None
+    assert same.difference.half == pytest.approx(0.0, abs=1e-9)
 
 
 def test_holms_correction():

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from layout_trees import crema_d, crema_d_common, write
 from sklearn.metrics import f1_score
 
 from raybal.config import parse
 from raybal.data.pool import Pool, Sidecar
-from raybal.errors import ConfigError, StoreError
+from raybal.errors import ConfigError, DataError, StoreError
 from raybal.predictor import load_predictor
 from raybal.settings import from_plain
 from raybal.store import Store
@@ -164,6 +165,49 @@ def test_the_files_hold_every_row_and_every_run(finished):
         assert text in page
 
 
+@pytest.mark.ray
+def test_a_run_that_diverges_costs_its_row_and_no_other(cluster, feature_pool, tmp_path):
+    """An infinite rate: embeddings are no longer finite when Diagnosing & Re-learning looks at them."""
+    changes = {
+        "methods": ["diagnosing_relearning", "joint"],
+        "balancing": {"diagnosing_relearning": {"interval": 1}},
+        "seeds": 1,
+        "learning_rates": [1e30],
+        "train": {"epochs": 3, "batch_size": 16, "device": "cpu", "optimizer": "sgd"},
+    }
+    config = make_config(feature_pool, tmp_path / "store", **changes)
+    for _ in range(2):
+        summary = run_table(config)
+        assert [row.name for row in summary.rows] == ["joint"]
+    marker = Store(str(tmp_path / "store")).read_yaml(Cell("diagnosing_relearning", 1e30, 0).trained)
+    assert "training has diverged" in marker["diverged"]
+
+
+@pytest.mark.ray
+def test_a_table_begins_with_a_data_set(cluster, tmp_path):
+    """The folder of CREMA-D is prepared, trained on, found again, and not mixed with another fold."""
+    folder = crema_d(tmp_path / "CREMA-D")
+    write(folder, [], crema_d_common())
+
+    def config(split):
+        source = {
+            "input": str(folder),
+            "layout": {"name": "crema_d", "split": split},
+            "preprocessing": {
+                "video": {"frames": 1, "height": 16, "width": 16},
+                "audio": {"seconds": 0.2, "mels": 8},
+            },
+        }
+        changes = {"methods": ["joint"], "balancing": {}, "seeds": 1, "items": 40, "learning_rates": [0.001]}
+        return make_config(tmp_path / "pool", tmp_path / "store", source=source, **changes)
+
+    first = run_table(config("common"))
+    assert run_table(config("common")).lines() == first.lines()
+    assert len(Pool(str(tmp_path / "pool"))) == 92
+    with pytest.raises(DataError, match="split"):
+        run_table(config("fold-1"))
+
+
 def test_rows_have_their_methods_and_settings():
     config = parse(
         TableConfig,
@@ -180,6 +224,7 @@ def test_rows_have_their_methods_and_settings():
         (["--methods", "mlbb"], r"balancing\.mlbb\.method: 'mlbb' is not a balancing method.*did you mean 'mlb'"),
         (["--methods", "mlb", "--balancing.joint.method", "joint"], r"balancing\.joint: the table has no such row"),
         (["--methods", "mlb,mlb"], "methods: 'mlb' is there twice"),
+        (["--train.learning-rate", "0.1"], r"train\.learning_rate: .* give learning_rates"),
         (["--learning-rates", "0.1,0.1"], "learning_rates: .* give different ones"),
         (["--methods", "../x"], r"balancing\.\.\./x\.method|a row's name has letters"),
     ],

@@ -4,12 +4,12 @@ from toy import make_items
 from raybal.training.holdout import hold_out
 
 
-def test_a_share_of_every_class_is_held_out_and_nothing_is_lost():
+def test_a_share_is_held_out_in_proportion_and_nothing_is_lost():
     items = make_items(50)
     items.labels = np.array([0] * 30 + [1] * 17 + [2] * 2 + [3])
     train, held_out = hold_out(items, 0.1, seed=3)
     assert held_out is not None
-    assert np.bincount(held_out.labels).tolist() == [3, 2, 1]
+    assert np.bincount(held_out.labels).tolist() == [3, 2]
     assert sorted(train.ids + held_out.ids) == sorted(items.ids)
     assert not set(train.ids) & set(held_out.ids)
     for part in (train, held_out):
@@ -17,6 +17,15 @@ def test_a_share_of_every_class_is_held_out_and_nothing_is_lost():
             at = items.ids.index(i)
             assert part.labels[k] == items.labels[at]
             assert all((part.inputs[m][k] == items.inputs[m][at]).all() for m in items.inputs)
+
+
+def test_rare_classes_do_not_take_more_than_the_share():
+    items = make_items(62)
+    items.labels = np.repeat(np.arange(31), 2)
+    train, held_out = hold_out(items, 0.1, seed=3)
+    assert len(held_out) == 7
+    assert len(set(held_out.labels)) == 7
+    assert set(train.labels) == set(range(31))
 
 
 def test_the_choice_depends_on_seed_and_ids_alone():
