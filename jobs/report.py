@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from raybal.config import parse
 from raybal.data.pool import Pool, Sidecar
 from raybal.errors import StoreError
-from raybal.experiment import NAME, read_begun
+from raybal.experiment import BEGUN
 from raybal.job import run_job
 from raybal.report.page import write_report
 from raybal.settings import Settings, setting
@@ -21,12 +21,12 @@ class ReportConfig(Settings):
 
 def main() -> None:
     store = Store(parse(ReportConfig).store)
-    begun = read_begun(store)
+    begun = BEGUN.read(store)
     if begun is None:
-        raise StoreError(f"{store.root} is not a store: it has no {NAME}")
+        raise StoreError(f"{store.root} is not a store: it has no {BEGUN.file}")
     pool = begun["settings"].get("pool")
     if not isinstance(pool, str):
-        raise StoreError(f"{store.path(NAME)} is damaged: its settings name no pool")
+        raise StoreError(f"{store.path(BEGUN.file)} is damaged: its settings name no pool")
     print(f"report: {write_report(store, Pool(pool), Sidecar(pool))}")
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import raybal
 from raybal import hashing
+from raybal.begun import Kind
 from raybal.config import LoopConfig, defining
 from raybal.data.batches import Items
-from raybal.data.pool import Pool, Sidecar
-from raybal.data.split import validation_parts
+from raybal.data.pool import Labelled, Pool, Sidecar
+from raybal.data.split import split_validation
 from raybal.errors import ConfigError, DataError, StoreError, shorten
 from raybal.labelling.base import Labeller
 from raybal.labelling.oracle import Oracle
@@ -24,11 +24,7 @@ from raybal.predictor import PredictorSpec
 from raybal.rounds import Round, asked_in
 from raybal.store import Store
 
-FORMAT = 1
-NAME = "experiment.yaml"
-LEASE_FILES = "lease."
-
-Labelled = list[tuple[str, int]]
+BEGUN = Kind("experiment", format=1)
 
 log = logging.getLogger(__name__)
 
@@ -115,14 +111,13 @@ class Experiment:
         if self.fixed_validation:
             return list(known.items()), self.fixed_validation
         before = {} if current.number == 0 else current.before.trained_on()
-        parts = validation_parts(
-            list(known),
+        return split_validation(
+            list(known.items()),
             self.sidecar.groups(list(known)),
             self.config.labelling.validation_share,
             hashing.digest(self.config.seed, "validation"),
             {i: part for i, part in before.items() if i in known},
         )
-        return tuple([(i, k) for i, k in known.items() if parts[i] == part] for part in ("train", "validation"))  # type: ignore[return-value]
 
     @cached_property
     def fixed_validation(self) -> Labelled:
@@ -142,15 +137,13 @@ class Experiment:
 
     def _labelled(self, split: str) -> Labelled:
         ids = self.pool.ids_at(self.pool.positions_in(split))
-        ids = list(self.sidecar.labels(ids)) if ids else []
-        return list(zip(ids, self.sidecar.class_indices(ids, self.classes, f"the {split} split"), strict=True))
+        return self.sidecar.labelled(ids, self.classes, f"the {split} split")
 
     # What it is.
 
     def begin(self) -> None:
         """Writes what defines the experiment, and all settings of this start, into the store."""
-        content = {"format": FORMAT, "raybal": raybal.__version__, "defines": self._keys}
-        self.store.write_yaml(NAME, content | {"settings": dataclasses.asdict(self.config)})
+        BEGUN.write(self.store, self._keys, dataclasses.asdict(self.config))
 
     def _classes(self) -> tuple[str, ...]:
         given, known = self.config.labelling.classes, self.pool.info.classes
@@ -181,7 +174,7 @@ class Experiment:
 
     def _check(self) -> None:
         """Checks that the store was begun with the same experiment, if it was."""
-        begun = read_begun(self.store)
+        begun = BEGUN.read(self.store)
         if begun is None:
             return
         keys = self._keys
@@ -191,43 +184,10 @@ class Experiment:
                 f"splits or tensors differ: {begun['defines'].get('pool')} and {keys['pool']}); give the pool as it "
                 "was, or choose another store"
             )
-        for key in dict.fromkeys([*begun["defines"], *keys]):
-            old, new = begun["defines"].get(key), keys.get(key)
-            if old != new:
-                raise StoreError(
-                    f"store {self.store.root} was begun with {key} = {old}, and now it is {new}. An experiment "
-                    "cannot change in the middle: give the old value, or choose another store"
-                )
+        BEGUN.refuse_changes(self.store, begun["defines"], keys)
         asked = len(asked_in(self.store))
         if self.config.label_budget < asked:
             raise ConfigError(
                 f"label_budget: {self.config.label_budget} is not accepted; {asked} items were asked for already, so "
                 f"it must be at least {asked}"
             )
-
-
-def read_begun(store: Store) -> dict[str, Any] | None:
-    """Returns what a store says it was begun with and last started with, or None if it is empty.
-
-    Raises:
-        StoreError: something else lies there, or what is there is damaged or of another format.
-    """
-    if not store.exists(NAME):
-        foreign = [name for name in store.names() if not name.startswith((".", LEASE_FILES))]
-        if foreign:
-            raise StoreError(
-                f"{store.root} is not a store (it has no {NAME}) and is not empty (it has {shorten(foreign)}); choose "
-                "another folder"
-            )
-        return None
-    begun = store.read_yaml(NAME)
-    if not isinstance(begun, dict) or not {"format", "raybal"} <= set(begun):
-        raise StoreError(f"{store.path(NAME)} is damaged: it does not say what was begun; choose another store")
-    if begun["format"] != FORMAT:
-        raise StoreError(
-            f"store {store.root} was written in format {begun['format']} by raybal {begun['raybal']}; this is raybal "
-            f"{raybal.__version__}, which reads format {FORMAT}. Use that version, or another store"
-        )
-    if not isinstance(begun.get("defines"), dict) or not isinstance(begun.get("settings"), dict):
-        raise StoreError(f"{store.path(NAME)} is damaged: its settings are missing; choose another store")
-    return begun

@@ -27,7 +27,7 @@ from raybal import hashing, memory
 from raybal.config import LoopConfig
 from raybal.data.prepare import DEMO, demo_pool
 from raybal.errors import shorten
-from raybal.experiment import Experiment, read_begun
+from raybal.experiment import BEGUN, Experiment
 from raybal.labelling.journal import Answer, Journal, Labels
 from raybal.lease import Lease
 from raybal.predictor import load_predictor
@@ -58,7 +58,7 @@ def run_loop(config: LoopConfig) -> None:
     """
     check_place("store", config.store)
     store = Store(config.store)
-    read_begun(store)
+    BEGUN.read(store)
     experiment = None
     if config.pool != DEMO:
         check_place("pool", config.pool)

@@ -14,7 +14,7 @@ from raybal.bench.toy import make_pool
 from raybal.config import LoopConfig
 from raybal.data.schema import PoolInfo
 from raybal.errors import ConfigError, DataError, RaybalError, StoreError
-from raybal.experiment import NAME, Experiment, read_begun
+from raybal.experiment import BEGUN, Experiment
 from raybal.rounds import Round
 from raybal.settings import from_plain
 from raybal.store import Store
@@ -70,7 +70,7 @@ def test_an_oracle_without_all_labels_says_what_else_there_is(pool, store):
 
 def test_a_folder_with_other_things_is_no_store(pool, store):
     store.write_bytes("holiday.jpg", b"x")
-    with pytest.raises(StoreError, match=r"is not a store .* and is not empty \(it has holiday\.jpg\)"):
+    with pytest.raises(StoreError, match=r"not the store of an experiment .*not empty \(it has holiday\.jpg\)"):
         make(pool, store)
     assert store.names() == ["holiday.jpg"]
 
@@ -78,9 +78,9 @@ def test_a_folder_with_other_things_is_no_store(pool, store):
 def test_an_empty_folder_and_one_that_a_driver_only_leased_are_new_stores(pool, store):
     for name in ("lease.yaml", "lease.lock", ".DS_Store"):
         store.write_bytes(name, b"")
-    assert read_begun(store) is None
+    assert BEGUN.read(store) is None
     make(pool, store).begin()
-    assert read_begun(store)["defines"]["seed"] == 0
+    assert BEGUN.read(store)["defines"]["seed"] == 0
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_an_empty_folder_and_one_that_a_driver_only_leased_are_new_stores(pool, 
     ["", "- a\n", "nothing: 1\n", "{format: 1, raybal: x}\n", "{format: 1, raybal: x, defines: [], settings: {}}\n"],
 )
 def test_a_damaged_store_is_named(pool, store, content):
-    store.write_bytes(NAME, content.encode())
-    with pytest.raises(StoreError, match=rf"{NAME} is damaged"):
+    store.write_bytes(BEGUN.file, content.encode())
+    with pytest.raises(StoreError, match=rf"{BEGUN.file} is damaged"):
         make(pool, store)
-    store.write_yaml(NAME, {"format": 99, "raybal": "9.9"})
+    store.write_yaml(BEGUN.file, {"format": 99, "raybal": "9.9"})
     with pytest.raises(StoreError, match=r"was written in format 99 by raybal 9\.9"):
         make(pool, store)
 

@@ -16,6 +16,7 @@ from raybal.models.classifier import Classifier, ModelSettings, build_classifier
 from raybal.models.encoders import EncoderSettings
 from raybal.predictor import PredictorSpec
 from raybal.training.evaluate import evaluate
+from raybal.workers import Workers
 
 AUDIO = Modality("audio", "audio", (1, 16, 12), "float32", (-1.0,), (2.0,))
 VIDEO = Modality("video", "video", (3, 1, 16, 16), "uint8", (120.0,), (40.0,))
@@ -94,9 +95,7 @@ def make_context(
         held_out=held_out,
         device=torch.device("cpu"),
         seed=3,
-        rank=0,
-        world=1,
-        all_reduce=lambda value: lambda: value,
+        workers=Workers(),
         autocast=contextlib.nullcontext,
         evaluate=lambda model, items: evaluate(Predictor(model), items, torch.device("cpu")),
         rehearse=lambda method, epochs: classifier,

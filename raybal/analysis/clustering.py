@@ -7,40 +7,17 @@ for any number of workers, up to the order in which floating-point sums are adde
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from raybal.workers import Workers
+
 ITERATIONS = 300
 TOLERANCE = 1e-4
 #: Largest distance matrix held at once, in entries.
 BLOCK = 1 << 24
-
-
-@dataclass(frozen=True)
-class Workers:
-    """How workers add up.
-
-    Attributes:
-        rank, world: this worker's number, and how many there are.
-        all_reduce: sums a tensor over all workers, in place; returns a function that waits for the result.
-    """
-
-    rank: int = 0
-    world: int = 1
-    all_reduce: Callable[[Tensor], Callable[[], Tensor]] = lambda value: lambda: value
-
-    def sum(self, value: Tensor) -> Tensor:
-        """Returns the sum over all workers."""
-        return self.all_reduce(value)()
-
-    def gather(self, value: Tensor) -> Tensor:
-        """Returns every worker's value, [world, *shape]."""
-        everyone = torch.zeros(self.world, *value.shape, dtype=value.dtype, device=value.device)
-        everyone[self.rank] = value
-        return self.sum(everyone)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from raybal.data.batches import Batch, Items
 from raybal.models.classifier import Classifier, Encoded, Output, ParameterGroup
 from raybal.registry import Registry
 from raybal.settings import Settings, setting
+from raybal.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,7 @@ class Context:
         held_out: the training items that the method keeps gradients away from (`holdout_share`); None if it wants none.
         device: where the model runs.
         seed: of this training run.
-        rank, world: this worker's number and the number of workers.
-        all_reduce: sums a tensor over all workers, in place; returns a function that waits for the result.
+        workers: this worker's number, how many there are, and sums over them.
         autocast: makes the context in which forward passes run.
         evaluate: measures a model's fused logits and unimodal heads on items, as `raybal.training.evaluate` does; all
             workers take part.
@@ -65,9 +65,7 @@ class Context:
     held_out: Items | None
     device: torch.device
     seed: int
-    rank: int
-    world: int
-    all_reduce: Callable[[Tensor], Callable[[], Tensor]]
+    workers: Workers
     autocast: Callable[[], AbstractContextManager[Any]]
     evaluate: Callable[[Classifier, Items], dict[str, Any]]
     rehearse: Callable[[BalancingMethod, int], Classifier]
@@ -164,7 +162,7 @@ class BalancingMethod:
                 loss = self.loss(ctx, output, batch)
                 # Data-parallel training averages gradients over workers; the loss is a sum over rows divided by the
                 # whole batch's size, so the factor makes the average the whole batch's gradient.
-                (loss * ctx.world).backward()
+                (loss * ctx.workers.world).backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 

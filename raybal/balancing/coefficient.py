@@ -52,13 +52,16 @@ class CoefficientMethod(PacedMethod):
 
     def after_backward(self, ctx: Context) -> None:
         super().after_backward(ctx)
-        k = self.step_coefficients(ctx)
-        k = (1 + self.strengths(ctx) * (k.double() - 1)).to(k.dtype)
+        k, strengths = self.step_coefficients(ctx), self.strengths(ctx)
+        k = (1 + strengths * (k.double() - 1)).to(k.dtype)
         ctx.record("coefficient", k)
         for i, m in enumerate(self.modalities):
-            self._apply(self.scaled_parameters(ctx, m), k[i])
+            self.modulate(ctx, m, self.scaled_parameters(ctx, m), k[i], strengths[i])
 
-    def _apply(self, parameters: list[nn.Parameter], k: Tensor) -> None:
+    def modulate(
+        self, ctx: Context, modality: str, parameters: list[nn.Parameter], k: Tensor, strength: Tensor
+    ) -> None:
+        """Multiplies a modality's gradients by k now, or its updates once the optimizer has stepped."""
         parameters = [p for p in parameters if p.grad is not None]
         if not parameters:
             return
@@ -117,7 +120,7 @@ class ScoredMethod(CoefficientMethod):
             sums = score_sums(self.score_logits(ctx, output), output.present, batch)
         self._sums = sums if self._sums is None else self._sums + sums
         if last:
-            self._reduced = ctx.all_reduce(self._sums)
+            self._reduced = ctx.workers.all_reduce(self._sums)
 
     def step_coefficients(self, ctx: Context) -> Tensor:
         assert self._reduced is not None

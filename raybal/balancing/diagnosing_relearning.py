@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from raybal import hashing
-from raybal.analysis.clustering import Workers, k_means, scale_columns
+from raybal.analysis.clustering import k_means, scale_columns
 from raybal.balancing.base import Context
 from raybal.balancing.looking import Seen, look, part_of
 from raybal.balancing.paced import PacedMethod, PacedSettings
 from raybal.errors import ConfigError, DivergedError, RaybalError
 from raybal.settings import setting
+from raybal.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -112,9 +113,9 @@ class DiagnosingRelearning(PacedMethod):
     def setup(self, ctx: Context) -> None:
         due = [e for e in range(ctx.epochs - 1) if is_due(e, self.settings.interval, self.settings.times, 0)]
         due = due[: self.settings.times]
-        if ctx.rank == 0 and ctx.held_out is None:
+        if ctx.workers.rank == 0 and ctx.held_out is None:
             log.warning("diagnosing_relearning: too few labelled items to hold some out, so nothing is diagnosed")
-        elif ctx.rank == 0 and not due:
+        elif ctx.workers.rank == 0 and not due:
             log.warning(
                 "diagnosing_relearning: no diagnosis in %d epochs with balancing.interval %d: this is joint training",
                 ctx.epochs,
@@ -160,26 +161,22 @@ class DiagnosingRelearning(PacedMethod):
         return found
 
     def _diagnose(self, ctx: Context, i: int, parts: list[tuple[Seen, Tensor]]) -> dict[str, float]:
-        workers = Workers(ctx.rank, ctx.world, ctx.all_reduce)
         m = self.modalities[i]
         seed = hashing.digest("k-means", ctx.seed, ctx.epoch, m)
         purities = []
         for part, wanted in parts:
             rows = wanted[:, i]
             try:
-                purities.append(
-                    separability(
-                        part.embeddings[m][rows], part.labels[rows], self.classes, self.settings.restarts, seed, workers
-                    )
-                )
+                z, labels = part.embeddings[m][rows], part.labels[rows]
+                purities.append(separability(z, labels, self.classes, self.settings.restarts, seed, ctx.workers))
             except ArithmeticError as error:
                 raise DivergedError(f"epoch {ctx.epoch}: embeddings of {m}: {error}; training has diverged") from error
             except ValueError as error:
-                if ctx.rank == 0:
+                if ctx.workers.rank == 0:
                     log.warning("epoch %d: %s is not diagnosed, since %s", ctx.epoch, m, error)
                 return {"purity_train": math.nan, "purity_held_out": math.nan, "strength": 0.0}
         strength = reinit_strength(abs(purities[0] - purities[1]), self.settings.scale)
-        if ctx.rank == 0:
+        if ctx.workers.rank == 0:
             log.info(
                 "epoch %d: %s has purity %.3f in training and %.3f held out: pulled back by %.2f",
                 ctx.epoch,
@@ -306,6 +303,6 @@ def _check_equal(ctx: Context) -> None:
     # Whole numbers, whose sum does not depend on the order; weighted by position, so that an exchange shows.
     bits = [p.detach().float().flatten().view(torch.int32).long() for p in ctx.classifier.encoders.parameters()]
     sums = torch.stack([(v * torch.arange(1, len(v) + 1, device=v.device)).sum() for v in bits])
-    everyone = Workers(ctx.rank, ctx.world, ctx.all_reduce).gather(sums)
+    everyone = ctx.workers.gather(sums)
     if bool((everyone != everyone[0]).any()):
         raise RaybalError("the workers' encoders differ after re-learning: their weights were not the same before")

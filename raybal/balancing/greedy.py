@@ -91,7 +91,7 @@ class Greedy(PacedMethod):
         flat = torch.cat(sums)
         self._sums = flat if self._sums is None else self._sums + flat
         if last:
-            self._reduced = ctx.all_reduce(self._sums)
+            self._reduced = ctx.workers.all_reduce(self._sums)
 
     def after_backward(self, ctx: Context) -> None:
         super().after_backward(ctx)

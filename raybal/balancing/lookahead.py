@@ -50,9 +50,9 @@ class LookaheadMethod(PacedMethod):
                 if len(batches) == 1:
                     with torch.no_grad():
                         sums = self.statistic(output, terms, batch)
-                    self.prepare(ctx, ctx.all_reduce(sums)())
+                    self.prepare(ctx, ctx.workers.sum(sums))
                 loss = self.loss_of(output, terms, batch)
-                (loss * ctx.world).backward()
+                (loss * ctx.workers.world).backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
@@ -69,4 +69,4 @@ class LookaheadMethod(PacedMethod):
         for buffer, before in buffers:
             buffer.copy_(before)
         assert total is not None
-        self.prepare(ctx, ctx.all_reduce(total)())
+        self.prepare(ctx, ctx.workers.sum(total))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raybal.balancing.base import Context, in_full_precision
-from raybal.data.batches import Items, fixed_batches, gather
+from raybal.data.batches import Items, in_batches
 
 BATCH_SIZE = 256
 
@@ -37,8 +37,7 @@ def look(ctx: Context, items: Items, positions: NDArray[np.int64]) -> Seen:
     classifier.eval()
     mine = positions[part_of(ctx, len(positions))]
     found: dict[str, list[Tensor]] = {m: [torch.zeros(0, d, device=ctx.device)] for m, d in classifier.dims.items()}
-    for rows in fixed_batches(len(mine), BATCH_SIZE):
-        batch = gather(items, mine[rows], ctx.device)
+    for batch in in_batches(items, BATCH_SIZE, ctx.device, mine):
         with ctx.autocast():
             embeddings = classifier.encode(batch.inputs, batch.present).embeddings
         for m, z in embeddings.items():
@@ -53,4 +52,4 @@ def look(ctx: Context, items: Items, positions: NDArray[np.int64]) -> Seen:
 
 def part_of(ctx: Context, count: int) -> NDArray[np.int64]:
     """Returns which of so many positions are this worker's: a contiguous part."""
-    return np.array_split(np.arange(count), ctx.world)[ctx.rank]
+    return np.array_split(np.arange(count), ctx.workers.world)[ctx.workers.rank]

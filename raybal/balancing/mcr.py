@@ -112,11 +112,11 @@ class MCR(PacedMethod):
                 own = fused_loss(output, batch) + self.settings.unimodal_weight * unimodal_loss(output, batch)
                 if self.settings.bottleneck_weight:
                     own = own + strength * self.settings.bottleneck_weight * self._bottleneck(ctx, output, batch)
-                rows = math.ceil(batch.total / (ctx.world * len(batches)))
+                rows = math.ceil(batch.total / (ctx.workers.world * len(batches)))
                 together = strength * self._together(ctx, gather_rows(ctx, output, batch, rows), batch.total, i)
                 # Every worker has the whole of the second part, whose gradient it scales where its own rows enter.
-                (own * ctx.world + together).backward()
-            losses.append((own + together / ctx.world).detach())
+                (own * ctx.workers.world + together).backward()
+            losses.append((own + together / ctx.workers.world).detach())
         return torch.stack(losses).sum()
 
     def _bottleneck(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
@@ -170,21 +170,19 @@ def gather_rows(ctx: Context, output: Output, batch: Batch, most: int) -> Rows:
         most: largest number of rows that a worker has.
     """
     inputs = {m: in_full_precision(x) for m, x in output.fusion_inputs.items()}
-    everyone = {m: with_gradient(x, float(ctx.world)) for m, x in inputs.items()}
+    everyone = {m: with_gradient(x, float(ctx.workers.world)) for m, x in inputs.items()}
     present, labels, real = output.present, batch.labels, batch.weights > 0
-    if ctx.world > 1:
+    if ctx.workers.world > 1:
         count = len(labels)
         own = [x.detach().flatten(1) for x in inputs.values()]
         facts = torch.cat([present.to(own[0]), labels[:, None].to(own[0]), real[:, None].to(own[0])], 1)
         mine = torch.cat([*own, facts], 1)
-        table = mine.new_zeros(ctx.world, most, mine.shape[1])
-        table[ctx.rank, :count] = mine
-        table = ctx.all_reduce(table)()
+        table = ctx.workers.gather(F.pad(mine, (0, 0, 0, most - count)))
         sizes = [x.shape[1] for x in own]
         *columns, facts = table.split([*sizes, facts.shape[1]], 2)
         for (m, x), column in zip(inputs.items(), columns, strict=True):
             parts = list(column.unflatten(2, x.shape[1:]))
-            parts[ctx.rank] = torch.cat([everyone[m], parts[ctx.rank][count:]])
+            parts[ctx.workers.rank] = torch.cat([everyone[m], parts[ctx.workers.rank][count:]])
             everyone[m] = torch.cat(parts)
         facts = facts.flatten(0, 1)
         modalities = present.shape[1]

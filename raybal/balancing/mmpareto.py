@@ -120,8 +120,8 @@ def _add(totals: Mapping[nn.Parameter, Tensor], loss: Tensor, *, keep: bool) -> 
 
 def _reduce(ctx: Context, tensors: list[Tensor]) -> None:
     """Sums tensors over all workers, in one message."""
-    if ctx.world == 1:
+    if ctx.workers.world == 1:
         return
-    flat = ctx.all_reduce(torch.cat([t.flatten() for t in tensors]))()
+    flat = ctx.workers.sum(torch.cat([t.flatten() for t in tensors]))
     for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))

@@ -155,10 +155,10 @@ class MultiModal(PacedMethod):
 
     def after_epoch(self, ctx: Context) -> None:
         assert self._hits is not None
-        hits, counts = ctx.all_reduce(self._hits)().tolist()
+        hits, counts = ctx.workers.sum(self._hits).tolist()
         self._hits = None
         for m, right, items in zip(self.modalities, hits, counts, strict=True):
-            if ctx.rank == 0 and is_switched(right, items, self.classes):
+            if ctx.workers.rank == 0 and is_switched(right, items, self.classes):
                 log.warning(
                     "the scores of %s are worse than guessing on the training items: they stand for other classes than "
                     "their own, and cannot be read as predictions; --balancing.unimodal-weight 0.1 prevents that",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from raybal import hashing
 from raybal.balancing.base import Context
@@ -32,21 +33,16 @@ class OGMGE(OGM):
     name = "ogm_ge"
     Settings = OGMGESettings
 
-    def after_backward(self, ctx: Context) -> None:
+    def modulate(
+        self, ctx: Context, modality: str, parameters: list[nn.Parameter], k: Tensor, strength: Tensor
+    ) -> None:
+        noisy = [(n, p.grad) for n, p in enumerate(parameters) if p.grad is not None and p.numel() > 1]
         if self.pace.single and self.settings.pace.strength(ctx.progress) == 0:
-            super().after_backward(ctx)
-            return
-        modulated = [
-            (p, i, hashing.digest("ge", ctx.seed, ctx.step, m, n))
-            for i, m in enumerate(self.modalities)
-            for n, p in enumerate(self.scaled_parameters(ctx, m))
-            if p.grad is not None and p.numel() > 1
-        ]
-        spread = [p.grad.std() + 1e-8 for p, *_ in modulated if p.grad is not None]
-        super().after_backward(ctx)
-        strengths = self.pace.strengths(ctx.progress, ctx.step, ctx.device)
-        for (parameter, i, seed), scale in zip(modulated, spread, strict=True):
-            assert parameter.grad is not None
-            generator = torch.Generator(parameter.device).manual_seed(seed)
-            noise = torch.randn(parameter.shape, generator=generator, device=parameter.device, dtype=parameter.dtype)
-            parameter.grad.add_(strengths[i].to(scale) * scale * noise)
+            noisy = []
+        spreads = [gradient.std() + 1e-8 for _, gradient in noisy]
+        super().modulate(ctx, modality, parameters, k, strength)
+        for (n, gradient), spread in zip(noisy, spreads, strict=True):
+            seed = hashing.digest("ge", ctx.seed, ctx.step, modality, n)
+            generator = torch.Generator(gradient.device).manual_seed(seed)
+            noise = torch.randn(gradient.shape, generator=generator, device=gradient.device, dtype=gradient.dtype)
+            gradient.addcmul_(strength.to(spread) * spread, noise)

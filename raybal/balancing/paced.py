@@ -65,7 +65,7 @@ class PacedMethod(BalancingMethod):
         sums = score_sums(output.unimodal_logits, output.present, batch)
         self._head_sums = sums if self._head_sums is None else self._head_sums + sums
         if last:
-            self._heads_reduced = ctx.all_reduce(self._head_sums)
+            self._heads_reduced = ctx.workers.all_reduce(self._head_sums)
 
     def after_backward(self, ctx: Context) -> None:
         if self._heads_reduced is not None:

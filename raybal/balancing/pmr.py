@@ -179,6 +179,6 @@ def _class_sums(ctx: Context, chosen: NDArray[np.bool_], classes: int) -> dict[s
         counted = torch.cat([z.double(), torch.ones(len(z), 1, dtype=torch.float64, device=ctx.device)], 1)
         sums[m] = torch.zeros(classes, counted.shape[1], dtype=torch.float64, device=ctx.device)
         sums[m].index_add_(0, seen.labels, counted * counts[:, i, None])
-    waits = {m: ctx.all_reduce(value) for m, value in sums.items()}
+    waits = {m: ctx.workers.all_reduce(value) for m, value in sums.items()}
     reduced = {m: wait() for m, wait in waits.items()}
     return {m: (value[:, :-1], value[:, -1]) for m, value in reduced.items()}

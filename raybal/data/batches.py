@@ -128,6 +128,14 @@ def epoch_batches(
         yield [gather(items, part, device or torch.device("cpu"), total=len(rows)) for part in mine]
 
 
+def in_batches(
+    items: Items, batch_size: int, device: torch.device, positions: NDArray[np.int64] | None = None
+) -> Iterator[Batch]:
+    """Yields the items, or those at some positions, in order."""
+    for rows in fixed_batches(len(items) if positions is None else len(positions), batch_size):
+        yield gather(items, rows if positions is None else positions[rows], device)
+
+
 def fixed_batches(count: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
     """Yields positions 0..count-1 in order, in runs of batch_size."""
     for start in range(0, count, batch_size):

@@ -28,6 +28,9 @@ from raybal.data.schema import PoolInfo
 from raybal.errors import DataError, shorten
 from raybal.store import Store
 
+#: (id, class index) of items.
+Labelled = list[tuple[str, int]]
+
 
 class Pool:
     """A prepared pool, without its labels.
@@ -158,6 +161,15 @@ class Sidecar:
         if unknown:
             raise DataError(f"labels outside the class list: {shorten(unknown)}; classes are {shorten(classes, 20)}")
         return [index[labels[i]] for i in ids]
+
+    def labelled(self, ids: Sequence[str], classes: Sequence[str], why: str) -> Labelled:
+        """Returns those of some items that have a label.
+
+        Raises:
+            DataError: a label is outside the class list.
+        """
+        known = list(self.labels(ids)) if ids else []
+        return list(zip(known, self.class_indices(known, classes, why), strict=True))
 
     def _pairs(self, table: str, column: str, ids: Sequence[str]) -> dict[str, str]:
         content = self.store.read_table(self.info.sidecar(table), columns=["id", column])

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from raybal import hashing
+from raybal.data.pool import Labelled
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,15 @@ def assign_groups(
         part_of[group] = part
         have[part] += size
     return [part_of[g] for g in groups]
+
+
+def split_validation(
+    known: Labelled, groups: Mapping[str, str], share: float, seed: int, before: Mapping[str, str] | None = None
+) -> tuple[Labelled, Labelled]:
+    """Divides items with a label into those that train and those that validate; arguments as in `validation_parts`."""
+    parts = validation_parts([i for i, _ in known], groups, share, seed, before or {})
+    train, validation = ([pair for pair in known if parts[pair[0]] == part] for part in ("train", "validation"))
+    return train, validation
 
 
 def validation_parts(

@@ -10,6 +10,7 @@ layer"): methods that scale a modality's gradients scale these too, and never th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Fusion(nn.Module):
+class Fusion(nn.Module, ABC):
     """Base of the fusion heads.
 
     Args:
@@ -34,15 +35,10 @@ class Fusion(nn.Module):
         super().__init__()
         self.modalities = tuple(dims)
 
+    @abstractmethod
     def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Maps fusion inputs ({m: [B, d_m]}, or {m: [B, L_m, d_m]} where `takes_tokens`) and a mask bool [B, M] to
         logits [B, C]."""
-        embeddings = [torch.where(present[:, i, None], inputs[m], 0.0) for i, m in enumerate(self.modalities)]
-        return self.combine(embeddings)
-
-    def combine(self, embeddings: list[Tensor]) -> Tensor:
-        """Maps masked embeddings [B, d_m], one a modality, to logits [B, C]."""
-        raise NotImplementedError
 
     def slices(self) -> dict[str, list[nn.Parameter]]:
         """Returns the parameters that belong to one modality alone."""
@@ -52,6 +48,18 @@ class Fusion(nn.Module):
         """Returns each modality's share of the logits {m: [B, C]} (their sum is the fused logits), or None if the
         fusion is not additive."""
         return None
+
+
+class EmbeddingFusion(Fusion):
+    """Base of the fusion heads that see one embedding a modality."""
+
+    def forward(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        embeddings = [torch.where(present[:, i, None], inputs[m], 0.0) for i, m in enumerate(self.modalities)]
+        return self.combine(embeddings)
+
+    @abstractmethod
+    def combine(self, embeddings: list[Tensor]) -> Tensor:
+        """Maps masked embeddings [B, d_m], one a modality, to logits [B, C]."""
 
 
 def _linears(dims: Mapping[str, int], size: int, bias: bool) -> nn.ModuleDict:
@@ -74,7 +82,7 @@ def _parameters(layers: nn.ModuleDict) -> dict[str, list[nn.Parameter]]:
     return {m: list(layer.parameters()) for m, layer in layers.items()}
 
 
-class Concat(Fusion):
+class Concat(EmbeddingFusion):
     """One linear layer on the concatenated embeddings, kept as one bias-free layer a modality and a shared bias."""
 
     name = "concat"
@@ -94,7 +102,7 @@ class Concat(Fusion):
         return {m: self.parts[m](embeddings[m]) + share for m in self.modalities}
 
 
-class Sum(Fusion):
+class Sum(EmbeddingFusion):
     """The sum of one linear classifier a modality, each with its own bias (the OGM-GE repository's sum fusion)."""
 
     name = "sum"
@@ -114,7 +122,7 @@ class Sum(Fusion):
         return {m: self.parts[m](embeddings[m]) for m in self.modalities}
 
 
-class MLP(Fusion):
+class MLP(EmbeddingFusion):
     """A hidden layer on the concatenation (kept as one slice a modality), ReLU, and a linear classifier."""
 
     name = "mlp"
@@ -133,7 +141,7 @@ class MLP(Fusion):
         return _parameters(self.parts)
 
 
-class FiLM(Fusion):
+class FiLM(EmbeddingFusion):
     """Feature-wise linear modulation (Perez et al., AAAI 2018): the first modality gives scale and shift of the
     second, as in the OGM-GE repository. Of more than two, every modality but the last scales and shifts the last
     one's embedding, in order. No parameter belongs to one modality alone."""
@@ -155,7 +163,7 @@ class FiLM(Fusion):
         return self.classify(result)
 
 
-class Gated(Fusion):
+class Gated(EmbeddingFusion):
     """The last modality's projection, gated by the sigmoid of each other's: of two, the first gates the second, as in
     the OGM-GE repository (Kiela et al., AAAI 2018); the gates of more than two are multiplied."""
 

@@ -6,6 +6,7 @@ A strategy is one class in one file. `columns` runs where items are scored and r
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -124,7 +125,7 @@ class LocalCandidates:
         return [function(holder, *args, *more) for holder, more in zip(self.holders, own, strict=True)]
 
 
-class QueryStrategy:
+class QueryStrategy(ABC):
     """Base of all strategies.
 
     Args:
@@ -141,10 +142,10 @@ class QueryStrategy:
         """Returns per-item columns [n, ...] that `select` needs, beside those that every scoring keeps."""
         return {}
 
+    @abstractmethod
     def select(self, candidates: Candidates, request: Request) -> Query:
         """Chooses items: a pure function of the columns and the request, the same for any number of holders and any
         order of rows."""
-        raise NotImplementedError
 
 
 def top_k(candidates: Candidates, column: str, size: int) -> tuple[list[str], list[float]]:
@@ -178,4 +179,4 @@ def _by_hash(holder: Holder, size: int, seed: int) -> list[tuple[int, str]]:
     return [(int(clock[r]), holder.ids[r]) for r in rows]
 
 
-STRATEGIES: Registry[QueryStrategy] = Registry("query strategy", "raybal.querying", QueryStrategy)
+STRATEGIES: Registry[QueryStrategy] = Registry("query strategy", "raybal.querying", QueryStrategy)  # type: ignore[type-abstract]

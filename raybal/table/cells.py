@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_f1_score
 
 from raybal.analysis.probe import linear_probe
 from raybal.balancing.base import Predictor
-from raybal.data.batches import Items, fixed_batches, gather
+from raybal.data.batches import Items, in_batches
 from raybal.data.pool import Pool
 from raybal.predictor import load_predictor
 from raybal.rounds import MODEL
 from raybal.store import Store
-from raybal.training.evaluate import evaluate, mean_contributions
+from raybal.training.evaluate import shares_of_predictions
 from raybal.training.task import TrainTask
 
 TRAINED, MEASURED = "train.yaml", "measure.yaml"
@@ -74,66 +75,88 @@ def measure(task: TrainTask, test: list[tuple[str, int]]) -> dict[str, Any]:
     store, device = Store(task.store), task.settings.resolve_device()
     predictor, _ = load_predictor(store, f"{task.folder}/{MODEL}", device)
     items = Pool(task.pool).items([i for i, _ in test], [k for _, k in test])
-    modalities = predictor.classifier.modalities
-    found = evaluate(predictor, items, device)
-    probabilities, labels = _probabilities(predictor, items, device), torch.from_numpy(items.labels).to(device)
+    train, validation = (None if part is None else _see(predictor, part, device) for part in task.read_items())
+    assert train is not None
+    seen = _see(predictor, items, device)
+    probabilities = seen.logits.softmax(1)
     classes = probabilities.shape[1]
-    shares = mean_contributions(predictor, items, device)
-    f1 = multiclass_f1_score(probabilities, labels, classes, average="macro")
-    ece = multiclass_calibration_error(probabilities, labels, classes, n_bins=CALIBRATION_BINS, norm="l1")
+    own = {m: seen.present[:, i] for i, m in enumerate(seen.embeddings)}
     return {
         "fused": {
-            "accuracy": found["fused"]["accuracy"],
-            "macro_f1": float(f1),
-            "ece": float(ece),
-            "nll": found["fused"]["nll"],
+            "accuracy": _accuracy(seen.logits.argmax(1), seen.labels),
+            "macro_f1": float(multiclass_f1_score(probabilities, seen.labels, classes, average="macro")),
+            "ece": float(multiclass_calibration_error(probabilities, seen.labels, classes, CALIBRATION_BINS, "l1")),
+            "nll": float(F.cross_entropy(seen.logits, seen.labels)),
         },
-        "heads": {m: found[m]["accuracy"] if found[m] else None for m in modalities},
-        "probes": _probes(task, predictor, items, device),
-        "contribution": dict(zip(modalities, shares, strict=True)),
+        "heads": {m: _accuracy(z[own[m]].argmax(1), seen.labels[own[m]]) for m, z in seen.heads.items()},
+        "probes": {m: _probe(i, m, train, validation, seen, classes) for i, m in enumerate(seen.embeddings)},
+        "contribution": dict(zip(seen.embeddings, seen.shares.double().mean(0).tolist(), strict=True)),
     }
 
 
+def _accuracy(guess: Tensor, labels: Tensor) -> float | None:
+    return float((guess == labels).double().mean()) if len(labels) else None
+
+
+def _probe(i: int, m: str, train: _Seen, validation: _Seen | None, test: _Seen, classes: int) -> float | None:
+    """Returns the accuracy of a linear probe of modality i, on the items that have it."""
+    fitted, choosing, held_out = (
+        None if part is None else (part.embeddings[m][part.present[:, i]], part.labels[part.present[:, i]])
+        for part in (train, validation, test)
+    )
+    assert fitted is not None
+    assert held_out is not None
+    if not len(fitted[1]) or not len(held_out[1]):
+        return None
+    choosing = choosing if choosing is not None and len(choosing[1]) else None
+    return _accuracy(linear_probe(fitted, choosing, held_out[0], classes), held_out[1])
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a predictor makes of n items.
+
+    Attributes:
+        logits: of the fused prediction, [n, C].
+        heads: {m: logits [n, C]} of the unimodal heads.
+        embeddings: {m: [n, d_m]}.
+        shares: of each modality in the fused prediction, [n, M].
+        present: bool [n, M].
+        labels: int64 [n].
+    """
+
+    logits: Tensor
+    heads: dict[str, Tensor]
+    embeddings: dict[str, Tensor]
+    shares: Tensor
+    present: Tensor
+    labels: Tensor
+
+
 @torch.no_grad()
-def _probabilities(predictor: Predictor, items: Items, device: torch.device) -> Tensor:
-    parts = []
-    for rows in fixed_batches(len(items), BATCH_SIZE):
-        batch = gather(items, rows, device)
+def _see(predictor: Predictor, items: Items, device: torch.device) -> _Seen:
+    found = []
+    for batch in in_batches(items, BATCH_SIZE, device):
         encoded = predictor.encode(batch.inputs, batch.present)
-        parts.append(predictor.logits(encoded.fusion_inputs, batch.present).float().softmax(1))
-    return torch.cat(parts)
+        found.append(
+            _Seen(
+                logits=predictor.logits(encoded.fusion_inputs, batch.present).float(),
+                heads=predictor.classifier.unimodal_logits(encoded.embeddings),
+                embeddings=encoded.embeddings,
+                shares=shares_of_predictions(predictor, encoded, batch.present),
+                present=batch.present,
+                labels=batch.labels,
+            )
+        )
 
+    def whole(of: Callable[[_Seen], Tensor]) -> Tensor:
+        return torch.cat([of(part) for part in found])
 
-def _probes(task: TrainTask, predictor: Predictor, test: Items, device: torch.device) -> dict[str, float | None]:
-    train, validation = task.read_items()
-    parts = [None if items is None else _embeddings(predictor, items, device) for items in (train, validation, test)]
-    assert parts[0] is not None
-    assert parts[2] is not None
-    found: dict[str, float | None] = {}
-    for i, m in enumerate(predictor.classifier.modalities):
-        rows = [None if part is None else (part[0][m][part[1][:, i]], part[2][part[1][:, i]]) for part in parts]
-        fitted, choosing, seen = rows
-        assert fitted is not None
-        assert seen is not None
-        if not len(fitted[1]) or not len(seen[1]):
-            found[m] = None
-            continue
-        choosing = choosing if choosing is not None and len(choosing[1]) else None
-        guess = linear_probe(fitted, choosing, seen[0], predictor.classifier.classes)
-        found[m] = float((guess == seen[1]).double().mean())
-    return found
-
-
-@torch.no_grad()
-def _embeddings(predictor: Predictor, items: Items, device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Returns (embeddings {m: [n, d_m]}, present bool [n, M], labels [n])."""
-    parts: dict[str, list[Tensor]] = {m: [] for m in predictor.classifier.modalities}
-    for rows in fixed_batches(len(items), BATCH_SIZE):
-        batch = gather(items, np.asarray(rows), device)
-        for m, z in predictor.encode(batch.inputs, batch.present).embeddings.items():
-            parts[m].append(z)
-    return (
-        {m: torch.cat(z) for m, z in parts.items()},
-        torch.from_numpy(items.present).to(device),
-        torch.from_numpy(items.labels).to(device),
+    return _Seen(
+        logits=whole(lambda part: part.logits),
+        heads={m: whole(lambda part, m=m: part.heads[m]) for m in found[0].heads},  # type: ignore[misc]
+        embeddings={m: whole(lambda part, m=m: part.embeddings[m]) for m in found[0].embeddings},  # type: ignore[misc]
+        shares=whole(lambda part: part.shares),
+        present=whole(lambda part: part.present),
+        labels=whole(lambda part: part.labels),
     )

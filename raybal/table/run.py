@@ -22,14 +22,14 @@ from typing import Any
 import ray
 import torch
 
-import raybal
 from raybal import hashing, memory
+from raybal.begun import Kind
 from raybal.config import defining
 from raybal.data.plan import PrepareConfig
-from raybal.data.pool import Pool, Sidecar
+from raybal.data.pool import Labelled, Pool, Sidecar
 from raybal.data.prepare import DEMO, demo_pool, prepare
-from raybal.data.split import validation_parts
-from raybal.errors import ConfigError, DataError, DivergedError, RaybalError, StoreError, shorten
+from raybal.data.split import split_validation
+from raybal.errors import ConfigError, DataError, DivergedError, RaybalError
 from raybal.lease import Lease
 from raybal.predictor import PredictorSpec
 from raybal.resources import capacity, check_place, cluster
@@ -42,13 +42,10 @@ from raybal.training.checkpoint import Checkpoints
 from raybal.training.task import TrainTask
 from raybal.training.worker import train
 
-FORMAT = 1
-NAME = "table.yaml"
+BEGUN = Kind("table", format=1, hint="give the old value, or choose another store, or another name for a row")
 FOLDERS = ("cells", "rows")
 
 log = logging.getLogger(__name__)
-
-Labelled = list[tuple[str, int]]
 
 
 def run_table(config: TableConfig) -> Summary:
@@ -59,7 +56,7 @@ def run_table(config: TableConfig) -> Summary:
     """
     check_place("store", config.store)
     store = Store(config.store)
-    _check_begun(store, config)
+    BEGUN.read(store)
     with Lease(store) as lease, cluster(config.resources):
         config = dataclasses.replace(config, pool=_pool_of(config))
         store.sweep(FOLDERS)
@@ -131,8 +128,7 @@ class Table:
 
     def begin(self) -> None:
         """Writes what defines the table and its rows."""
-        content = {"format": FORMAT, "raybal": raybal.__version__, "defines": self._keys}
-        self.store.write_yaml(NAME, content | {"settings": dataclasses.asdict(self.config)})
+        BEGUN.write(self.store, self._keys, dataclasses.asdict(self.config))
         for row in self.config.methods:
             self.store.write_yaml(f"rows/{row}.yaml", defining(self.config.settings_of(row)))
 
@@ -142,16 +138,14 @@ class Table:
         return {"pool": self.pool.info.content_hash, **keys}
 
     def _check(self) -> None:
-        before = self.store.read_yaml(NAME)["defines"] if self.store.exists(NAME) else {}
-        for key in dict.fromkeys([*before, *self._keys]) if before else ():
-            _refuse_change(self.store, key, before.get(key), self._keys.get(key))
+        begun = BEGUN.read(self.store)
+        if begun is not None:
+            BEGUN.refuse_changes(self.store, begun["defines"], self._keys)
         for row in self.config.methods:
             name = f"rows/{row}.yaml"
             if self.store.exists(name):
                 now = defining(self.config.settings_of(row))
-                old = self.store.read_yaml(name)
-                for key in dict.fromkeys([*old, *now]):
-                    _refuse_change(self.store, f"balancing.{row}.{key}", old.get(key), now.get(key))
+                BEGUN.refuse_changes(self.store, self.store.read_yaml(name), now, f"balancing.{row}.")
 
     # What it learns from.
 
@@ -167,16 +161,9 @@ class Table:
         known, wanted = self._known, self.config.items
         validation = self._labelled("val")
         if not validation:
-            ids = [i for i, _ in known]
-            part = validation_parts(
-                ids,
-                self.sidecar.groups(ids),
-                self.config.validation_share,
-                hashing.digest(self.config.seed, "validation"),
-                {},
-            )
-            validation = [(i, k) for i, k in known if part[i] == "validation"]
-            known = [(i, k) for i, k in known if part[i] == "train"]
+            groups = self.sidecar.groups([i for i, _ in known])
+            seed_of_split = hashing.digest(self.config.seed, "validation")
+            known, validation = split_validation(known, groups, self.config.validation_share, seed_of_split)
         if wanted is not None and wanted < len(known):
             order = hashing.order([i for i, _ in known], hashing.digest(self.config.seed, "items", seed))
             known = [known[p] for p in order[:wanted]]
@@ -184,8 +171,7 @@ class Table:
 
     def _labelled(self, split: str) -> Labelled:
         ids = self.pool.ids_at(self.pool.positions_in(split))
-        ids = list(self.sidecar.labels(ids)) if ids else []
-        return list(zip(ids, self.sidecar.class_indices(ids, self.classes, f"the {split} split"), strict=True))
+        return self.sidecar.labelled(ids, self.classes, f"the {split} split")
 
     def _spec(self, row: str, seed: int) -> PredictorSpec:
         weights = hashing.digest(self.config.seed, "weights", seed)
@@ -356,31 +342,3 @@ class _Progress:
             "%d of %d: %s  %s%.0f s, about %.0f min left",
             len(self._seen), self.total, cell.title, shown, result["seconds"], left / 60,
         )  # fmt: skip
-
-
-def _check_begun(store: Store, config: TableConfig) -> None:
-    """Refuses a folder that holds something else, or a table of another format."""
-    if not store.exists(NAME):
-        foreign = [name for name in store.names() if not name.startswith((".", "lease."))]
-        if foreign:
-            raise StoreError(
-                f"{store.root} is not a table (it has no {NAME}) and is not empty (it has {shorten(foreign)}); choose "
-                "another folder"
-            )
-        return
-    begun = store.read_yaml(NAME)
-    if not isinstance(begun, dict) or not isinstance(begun.get("defines"), dict):
-        raise StoreError(f"{store.path(NAME)} is damaged: it does not say what was begun; choose another store")
-    if begun.get("format") != FORMAT:
-        raise StoreError(
-            f"table {store.root} was written in format {begun.get('format')} by raybal {begun.get('raybal')}; this is "
-            f"raybal {raybal.__version__}, which reads format {FORMAT}. Use that version, or another store"
-        )
-
-
-def _refuse_change(store: Store, key: str, old: Any, new: Any) -> None:
-    if old != new:
-        raise StoreError(
-            f"table {store.root} was begun with {key} = {old}, and now it is {new}. A table cannot change in the "
-            "middle: give the old value, or choose another store (or another name for the row)"
-        )

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from raybal.analysis.contribution import contributions, shapley_values
 from raybal.balancing.base import Predictor
-from raybal.data.batches import Items, fixed_batches, gather
-from raybal.training.communication import Alone
+from raybal.data.batches import Items, in_batches
+from raybal.models.classifier import Encoded
+from raybal.workers import Workers
 
 
 @torch.no_grad()
 def evaluate(
-    predictor: Predictor, items: Items, device: torch.device, *, batch_size: int = 256, workers: Alone | None = None
+    predictor: Predictor, items: Items, device: torch.device, *, batch_size: int = 256, workers: Workers | None = None
 ) -> dict[str, Any]:
     """Evaluates a predictor on labelled items; worker r of W takes the r-th contiguous part.
 
@@ -26,7 +27,7 @@ def evaluate(
         recall over the classes that occur) and `nll` (mean negative log-likelihood in nats). A modality's own head
         counts the items that have it, and is None where none has.
     """
-    workers = workers or Alone()
+    workers = workers or Workers()
     classifier = predictor.classifier
     heads = ["fused", *classifier.modalities]
     # Per head: correct and total by class, then the sum of -log p.
@@ -34,15 +35,14 @@ def evaluate(
     training = classifier.training
     classifier.eval()
     mine = np.array_split(np.arange(len(items)), workers.world)[workers.rank]
-    for rows in fixed_batches(len(mine), batch_size):
-        batch = gather(items, mine[rows], device)
+    for batch in in_batches(items, batch_size, device, mine):
         encoded = predictor.encode(batch.inputs, batch.present)
         everyone = torch.ones(len(batch.labels), dtype=torch.bool, device=device)
         _add(sums[0], predictor.logits(encoded.fusion_inputs, batch.present), batch.labels, everyone)
         for i, logits in enumerate(classifier.unimodal_logits(encoded.embeddings).values()):
             _add(sums[i + 1], logits, batch.labels, batch.present[:, i])
     classifier.train(training)
-    reduced = workers.all_reduce(sums)().cpu().numpy()
+    reduced = workers.sum(sums).cpu().numpy()
     return {"items": len(items)} | {head: _metrics(row) for head, row in zip(heads, reduced, strict=True)}
 
 
@@ -52,15 +52,16 @@ def mean_contributions(
 ) -> list[float]:
     """Returns each modality's mean share of the predictions for some items [M]; no label is looked at."""
     total = torch.zeros(len(predictor.classifier.modalities), dtype=torch.float64, device=device)
-    for rows in fixed_batches(len(items), batch_size):
-        batch = gather(items, rows, device)
+    for batch in in_batches(items, batch_size, device):
         encoded = predictor.encode(batch.inputs, batch.present)
-        phi, probabilities = shapley_values(
-            lambda mask, e=encoded: predictor.logits(e.fusion_inputs, mask),  # type: ignore[misc]
-            batch.present,
-        )
-        total += contributions(phi, probabilities.argmax(1)).double().sum(0)
+        total += shares_of_predictions(predictor, encoded, batch.present).double().sum(0)
     return (total / len(items)).tolist()
+
+
+def shares_of_predictions(predictor: Predictor, encoded: Encoded, present: Tensor) -> Tensor:
+    """Returns each modality's share of the prediction for each row [B, M], by Shapley values."""
+    phi, probabilities = shapley_values(lambda mask: predictor.logits(encoded.fusion_inputs, mask), present)
+    return contributions(phi, probabilities.argmax(1))
 
 
 def _add(sums: Tensor, logits: Tensor, labels: Tensor, rows: Tensor) -> None:

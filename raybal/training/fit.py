@@ -20,11 +20,11 @@ from raybal.balancing.base import BalancingMethod, Context, Predictor
 from raybal.data.batches import Items, epoch_batches, steps_per_epoch
 from raybal.models.classifier import Classifier
 from raybal.training.checkpoint import Checkpoints, pack, unpack
-from raybal.training.communication import Alone
 from raybal.training.evaluate import evaluate
 from raybal.training.holdout import hold_out
 from raybal.training.settings import TrainSettings, build_optimizer
 from raybal.training.step import train_step
+from raybal.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Run:
         seed: what batches and dropout depend on.
         checkpoints: where the run's state is kept.
         device: where it runs.
-        workers: the process group, or `Alone`.
+        workers: the process group, or `Workers()` for one process.
     """
 
     classifier: Classifier
@@ -52,7 +52,7 @@ class Run:
     seed: int
     checkpoints: Checkpoints
     device: torch.device
-    workers: Alone = field(default_factory=Alone)
+    workers: Workers = field(default_factory=Workers)
 
 
 def fit(run: Run, on_epoch: Callable[[dict[str, Any]], None] = lambda record: None) -> dict[str, Any]:
@@ -105,9 +105,7 @@ def begin(run: Run) -> Context:
         held_out=held_out,
         device=run.device,
         seed=run.seed,
-        rank=workers.rank,
-        world=workers.world,
-        all_reduce=workers.all_reduce,
+        workers=workers,
         autocast=_autocast(settings, run.device),
         evaluate=lambda model, items: evaluate(Predictor(model), items, run.device, workers=workers),
         rehearse=lambda method, epochs: _rehearse(run, ctx, method, epochs),

@@ -16,9 +16,9 @@ from raybal.predictor import PredictorSpec, load_predictor, save_predictor
 from raybal.rounds import MODEL
 from raybal.store import Store
 from raybal.training.checkpoint import Checkpoints
-from raybal.training.communication import Alone
 from raybal.training.fit import Run, fit
 from raybal.training.settings import TrainSettings
+from raybal.workers import Workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +65,11 @@ class TrainTask:
         return train, validation
 
     def run(
-        self, workers: Alone | None = None, on_epoch: Callable[[dict[str, Any]], None] = lambda record: None
+        self, workers: Workers | None = None, on_epoch: Callable[[dict[str, Any]], None] = lambda record: None
     ) -> dict[str, Any]:
         """Trains, as one of the workers; the first one writes the model. Returns what `fit` returns."""
         memory.keep_freed()
-        workers = workers or Alone()
+        workers = workers or Workers()
         store = Store(self.store)
         train, validation = self.read_items()
         classifier, method = self.spec.build()

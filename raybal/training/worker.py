@@ -14,8 +14,8 @@ from raybal import memory
 from raybal.errors import RaybalError
 from raybal.resources import ResourceSettings, scaling
 from raybal.store import Store
-from raybal.training.communication import Distributed
 from raybal.training.task import TrainTask
+from raybal.workers import Distributed
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import MinMaxScaler
 
-from raybal.analysis.clustering import Workers, k_means, scale_columns
+from raybal.analysis.clustering import k_means, scale_columns
+from raybal.workers import Workers
 
 
 def make_rows(count=300, k=6, d=5, spread=0.6, seed=0):
@@ -20,29 +21,34 @@ def make_rows(count=300, k=6, d=5, spread=0.6, seed=0):
     return rows[torch.randperm(count, generator=generator)]
 
 
+class ThreadWorkers(Workers):
+    """One of several workers that are threads of this process."""
+
+    def __init__(self, rank, threads):
+        self.rank, self.world, self.threads = rank, threads.world, threads
+
+    def all_reduce(self, value):
+        values, barrier = self.threads.values, self.threads.barrier
+        values[self.rank] = value.clone()
+        barrier.wait()
+        value.copy_(torch.stack(list(values)).sum(0))
+        barrier.wait()
+        return lambda: value
+
+
 class Threads:
-    """Workers as threads of this process."""
+    """Runs work in threads that are workers of each other."""
 
     def __init__(self, world):
         self.world = world
         self.barrier = threading.Barrier(world)
         self.values = [None] * world
 
-    def workers(self, rank):
-        def all_reduce(value):
-            self.values[rank] = value.clone()
-            self.barrier.wait()
-            value.copy_(torch.stack(list(self.values)).sum(0))
-            self.barrier.wait()
-            return lambda: value
-
-        return Workers(rank, self.world, all_reduce)
-
     def run(self, work):
         results = [None] * self.world
 
         def one(rank):
-            results[rank] = work(rank, self.workers(rank))
+            results[rank] = work(rank, ThreadWorkers(rank, self))
 
         threads = [threading.Thread(target=one, args=(r,)) for r in range(self.world)]
         for thread in threads:

@@ -52,7 +52,7 @@ DAMAGE = {
     "empty": (lambda made: made.store.write_bytes("experiment.yaml", b""), "damaged"),
     "no yaml": (lambda made: made.store.write_bytes("experiment.yaml", b"a: ["), "not readable YAML"),
     "no text": (lambda made: made.store.write_bytes("experiment.yaml", b"\x80\xff\x00"), "experiment.yaml"),
-    "gone": (lambda made: made.store.delete("experiment.yaml"), "is not a store"),
+    "gone": (lambda made: made.store.delete("experiment.yaml"), "is not the store of an experiment"),
 }
 
 

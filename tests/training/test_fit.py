@@ -13,10 +13,10 @@ from raybal.balancing.base import Predictor
 from raybal.balancing.pace import PaceSettings
 from raybal.store import Store
 from raybal.training.checkpoint import Checkpoints
-from raybal.training.communication import Alone, Distributed
 from raybal.training.evaluate import evaluate
 from raybal.training.fit import Run, fit
 from raybal.training.settings import TrainSettings
+from raybal.workers import Distributed, Workers
 
 
 def make_run(folder, method="mlb", workers=None, train=None, validation=None, **settings):
@@ -30,7 +30,7 @@ def make_run(folder, method="mlb", workers=None, train=None, validation=None, **
         seed=7,
         checkpoints=Checkpoints(Store(str(folder)), "train"),
         device=torch.device("cpu"),
-        workers=workers or Alone(),
+        workers=workers or Workers(),
     )
 
 

@@ -8,6 +8,7 @@ out, media that no list names too, and a folder that is not the data set's is re
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class Clip:
     split: str | None
 
 
-class Layout:
+class Layout(ABC):
     """Base of all layouts.
 
     Args:
@@ -80,6 +81,7 @@ class Layout:
     def __init__(self, settings: LayoutSettings) -> None:
         self.settings = settings
 
+    @abstractmethod
     def clips(self, folder: Tree, lists: Tree) -> list[Clip]:
         """Returns all clips that the lists name, those whose files are gone too.
 
@@ -90,10 +92,9 @@ class Layout:
         Raises:
             DataError: a list is missing, or is not as it is distributed.
         """
-        raise NotImplementedError
 
 
-LAYOUTS: Registry[Layout] = Registry("layout", "raybal.data.layouts", Layout)
+LAYOUTS: Registry[Layout] = Registry("layout", "raybal.data.layouts", Layout)  # type: ignore[type-abstract]
 
 
 def _names() -> str:

@@ -1,4 +1,4 @@
-"""Summing over workers, or not, behind one interface."""
+"""Data-parallel workers, or one process, behind one interface."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class Alone:
-    """One process: every sum is its own."""
+class Workers:
+    """One process, which is all there is: every sum is its own.
+
+    Attributes:
+        rank, world: this worker's number, and how many there are.
+    """
 
     rank = 0
     world = 1
@@ -19,6 +23,16 @@ class Alone:
         """Sums a tensor over all workers, in place; returns a function that waits for the result."""
         return lambda: value
 
+    def sum(self, value: Tensor) -> Tensor:
+        """Returns the sum over all workers; in place."""
+        return self.all_reduce(value)()
+
+    def gather(self, value: Tensor) -> Tensor:
+        """Returns every worker's value, [world, *shape]."""
+        everyone = value.new_zeros(self.world, *value.shape)
+        everyone[self.rank] = value
+        return self.sum(everyone)
+
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Overwrites tensors with the first worker's."""
 
@@ -26,7 +40,7 @@ class Alone:
         """Waits for all workers."""
 
 
-class Distributed(Alone):
+class Distributed(Workers):
     """Workers of an initialised torch.distributed process group."""
 
     def __init__(self) -> None:
