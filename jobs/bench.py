@@ -1,5 +1,6 @@
 """Measures raybal beside the plainest code that does the same work: python jobs/bench.py --what all --clips FOLDER"""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,23 +37,23 @@ def main() -> None:
     config = parse(BenchConfig)
     if config.what == "prepare" and config.clips is None:
         raise ConfigError("clips: this key is missing; give a folder of clips to prepare")
-    measurements = {
-        "seeding": lambda: bench_seeding(),
-        "train": lambda: bench_train(config.items, config.seconds, config.cores),
-        "score": lambda: bench_score(config.items, config.seconds, config.cores),
-        "rounds, in process": lambda: bench_rounds(0),
-        "rounds, two workers": lambda: bench_rounds(2),
+    measurements: dict[str, Callable[[], Iterable[tuple[str, float]]]] = {
+        "seeding": lambda: bench_seeding().items(),
+        "train": lambda: bench_train(config.items, config.seconds, config.cores).items(),
+        "score": lambda: bench_score(config.items, config.seconds, config.cores).items(),
+        "rounds, in process": lambda: bench_rounds(0).items(),
+        "rounds, two workers": lambda: bench_rounds(2).items(),
         "methods": lambda: bench_methods(config.methods, config.seconds),
-        "prepare": lambda: bench_prepare(config.clips or "", config.seconds, config.cores),
+        "prepare": lambda: bench_prepare(config.clips or "", config.seconds, config.cores).items(),
     }
     with cores_of(config.cores):
         for name, measure in measurements.items():
             wanted = config.what in ("all", name.split(",")[0])
             if not wanted or (name == "prepare" and config.clips is None):
                 continue
-            print(name)
-            for key, value in measure().items():
-                print(f"  {key:32} {value:12.3f}")
+            print(name, flush=True)
+            for key, value in measure():
+                print(f"  {key:40} {value:12.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ class GBlending(PacedMethod):
     gap between held-out and training loss. Modalities alone share no parameter, so one copy trains them all: an
     estimate costs two super-epochs of training for any number of modalities, not one a head.
 
-    The pace moves the weights between 1 (the plain sum of all losses) and the estimate. Departures from the released
+    The pace moves the weights between 1 (the plain sum of all losses) and the estimate, that of the fused loss as far
+    as the furthest modality's. Departures from the released
     versions: losses are means, where theirs are sums over loaders of different lengths; generalisation is measured on
     held-out training items, not on those that choose the model; a head that was not seen to overfit at all does not
     divide by zero. Weights have the size of G, so a head whose held-out loss rose counts like one whose loss fell as
@@ -60,7 +61,6 @@ class GBlending(PacedMethod):
     Settings = GBlendingSettings
     settings: GBlendingSettings
     trains_unimodal = True
-    acts_by_modality = False
 
     def __init__(self, settings: GBlendingSettings, modalities: tuple[str, ...], classes: int) -> None:
         super().__init__(settings, modalities, classes)
@@ -96,7 +96,8 @@ class GBlending(PacedMethod):
 
     def step(self, ctx: Context, batches: list[Batch]) -> Tensor:
         self._estimate = self._estimate.to(ctx.device)
-        self._weights = 1 + self.strength(ctx) * (self._estimate - 1)
+        strengths = self.strengths(ctx)
+        self._weights = 1 + torch.cat([strengths, strengths.amax()[None]]) * (self._estimate - 1)
         ctx.record("loss_weight", self._weights)
         return super().step(ctx, batches)
 

@@ -82,7 +82,6 @@ class MCR(PacedMethod):
     Settings = MCRSettings
     settings: MCRSettings
     trains_unimodal = True
-    acts_by_modality = False
     exceptions = {"accumulation": "items are exchanged, and compared, within a micro-batch"}  # noqa: RUF012
 
     def extend(self, classifier: Classifier) -> None:
@@ -102,7 +101,7 @@ class MCR(PacedMethod):
             )
 
     def step(self, ctx: Context, batches: list[Batch]) -> Tensor:
-        strength = self.strength(ctx).float()
+        strengths = self.strengths(ctx).float()
         losses = []
         for i, batch in enumerate(batches):
             with no_sync(ctx.module, i == len(batches) - 1):
@@ -111,22 +110,24 @@ class MCR(PacedMethod):
                 self.after_forward(ctx, output, batch, i == len(batches) - 1)
                 own = fused_loss(output, batch) + self.settings.unimodal_weight * unimodal_loss(output, batch)
                 if self.settings.bottleneck_weight:
-                    own = own + strength * self.settings.bottleneck_weight * self._bottleneck(ctx, output, batch)
+                    own = own + self.settings.bottleneck_weight * self._bottleneck(ctx, output, batch, strengths)
                 rows = math.ceil(batch.total / (ctx.workers.world * len(batches)))
-                together = strength * self._together(ctx, gather_rows(ctx, output, batch, rows), batch.total, i)
+                together = self._together(ctx, gather_rows(ctx, output, batch, rows), batch.total, i, strengths)
                 # Every worker has the whole of the second part, whose gradient it scales where its own rows enter.
                 (own * ctx.workers.world + together).backward()
             losses.append((own + together / ctx.workers.world).detach())
         return torch.stack(losses).sum()
 
-    def _bottleneck(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
+    def _bottleneck(self, ctx: Context, output: Output, batch: Batch, strengths: Tensor) -> Tensor:
         guess = ctx.classifier.extra[self.name](in_full_precision(output.logits.detach()))
-        there = [output.present[:, i, None].expand(-1, z.shape[1]) for i, z in enumerate(output.embeddings.values())]
+        there = output.present * strengths
+        there = torch.cat([there[:, i, None].expand(-1, d) for i, d in enumerate(ctx.classifier.dims.values())], 1)
         errors = (guess - torch.cat([in_full_precision(z) for z in output.embeddings.values()], 1)).square()
-        return ((errors * torch.cat(there, 1)).mean(1) * batch.weights).sum() / batch.total
+        return ((errors * there).mean(1) * batch.weights).sum() / batch.total
 
-    def _together(self, ctx: Context, rows: Rows, total: int, micro: int) -> Tensor:
-        """Returns the terms that look across items, of these rows' share of the batch."""
+    def _together(self, ctx: Context, rows: Rows, total: int, micro: int, strengths: Tensor) -> Tensor:
+        """Returns the terms that look across items, of these rows' share of the batch, each as strong as its
+        modality's pace."""
         share = len(rows.labels) / total
         loss = torch.zeros((), device=ctx.device)
         if not share:
@@ -136,13 +137,14 @@ class MCR(PacedMethod):
             own, other = influence(ctx.classifier, rows, self.settings.permutations, seed)
             ctx.record("influence", own.detach())
             game = GAMES[self.settings.game]
-            loss = loss - share * self.settings.mipd_weight * (own.sum() + game * other.sum())
+            loss = loss - share * self.settings.mipd_weight * (strengths * (own + game * other)).sum()
         if self.settings.contrastive_weight:
             pooled = ctx.classifier.pooled(rows.fusion_inputs, rows.present)
             views = torch.cat([z[rows.present[:, i]] for i, z in enumerate(pooled.values())])
             labels = torch.cat([rows.labels[rows.present[:, i]] for i in range(len(pooled))])
+            weights = strengths.repeat_interleave(rows.present.sum(0))
             loss = loss + share * self.settings.contrastive_weight * contrastive(
-                views, labels, self.settings.temperature
+                views, labels, self.settings.temperature, weights
             )
         return loss
 
@@ -219,7 +221,7 @@ def influence(classifier: Classifier, rows: Rows, permutations: int, seed: int) 
     return torch.stack(own), torch.stack(other)
 
 
-def contrastive(views: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def contrastive(views: Tensor, labels: Tensor, temperature: float, weights: Tensor | None = None) -> Tensor:
     """Returns the supervised NT-Xent loss: of every pair of views with one label, -log of its part in the sum of its
     similarity and those to all views with other labels; the mean over pairs.
 
@@ -227,6 +229,7 @@ def contrastive(views: Tensor, labels: Tensor, temperature: float) -> Tensor:
         views: [N, d], normalised here.
         labels: int64 [N].
         temperature: that cosine similarities are divided by.
+        weights: [N], of the pairs that each view is the first of; 1 where not given.
 
     Returns:
         A scalar; 0 where no two views have one label.
@@ -237,6 +240,8 @@ def contrastive(views: Tensor, labels: Tensor, temperature: float) -> Tensor:
     # Finite, so that a view whose label all others share has a gradient of 0 and not of 0/0.
     negatives = torch.logsumexp(torch.where(same, -1e9, similarity), 1, keepdim=True)
     losses = torch.where(pairs, F.softplus(negatives - similarity), 0.0)
+    if weights is not None:
+        losses = weights[:, None] * losses
     return losses.sum() / pairs.sum().clamp(min=1)
 
 

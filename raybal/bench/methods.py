@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -34,18 +34,18 @@ ITEMS = 512
 INTERVAL = 20
 
 
-def bench_methods(names: Sequence[str], seconds: float) -> dict[str, float]:
+def bench_methods(names: Sequence[str], seconds: float) -> Iterator[tuple[str, float]]:
     """Times steps of each method and of `joint` on the same model, in turns, each for at least `seconds`.
 
-    Returns:
-        The median seconds of a joint step; by method the median of its steps over that of the joint steps between
-        them; and 1 + the cost of a diagnosis spread over 20 epochs of 512 items, with parts of equal sizes and with
-        all items (the paper preset).
+    Yields:
+        (what, value) as they are measured: by method the median of its steps over that of the joint steps between
+        them; 1 + the cost of a diagnosis spread over 20 epochs of 512 items, with parts of equal sizes and with all
+        items (the paper preset); and at last the median seconds of a joint step.
     """
     memory.keep_freed()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     items = _items(ITEMS)
-    found: dict[str, float] = {}
+    joint_seconds = []
     with tempfile.TemporaryDirectory() as folder:
         joint = _Stepper("joint", items, device, folder)
         for name in names:
@@ -58,13 +58,15 @@ def bench_methods(names: Sequence[str], seconds: float) -> dict[str, float]:
             while sum(times[name]) < seconds or len(times[name]) < 5:
                 times["joint"].append(joint.step())
                 times[name].append(other.step())
-            found["joint, seconds"] = statistics.median(times["joint"])
-            found[name] = statistics.median(times[name]) / statistics.median(times["joint"])
+            joint_seconds += times["joint"]
+            beside = statistics.median(times["joint"])
+            yield name, statistics.median(times[name]) / beside
             if name == DiagnosingRelearning.name:
-                epochs = INTERVAL * ITEMS / BATCH_SIZE * found["joint, seconds"]
                 for what, preset in (("equal parts", "none"), ("all items", "paper")):
-                    found[f"{name}, {what}"] = 1 + _diagnosis(other, preset) / epochs
-    return found
+                    epochs = INTERVAL * ITEMS / BATCH_SIZE * beside
+                    yield f"{name}, {what}", 1 + _diagnosis(other, preset) / epochs
+    if joint_seconds:
+        yield "joint, seconds", statistics.median(joint_seconds)
 
 
 class _Stepper:

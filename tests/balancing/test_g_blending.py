@@ -70,3 +70,12 @@ def test_rehearsing_leaves_the_run_as_it_was():
     plain, _ = trained(Case("multi_loss"), train=left)
     for name, value in found.items():
         torch.testing.assert_close(value, plain[name], rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_modality_without_strength_keeps_its_loss_as_it_is():
+    options = {"super_epoch": 2, "paces": {"video": PaceSettings(final=0.0)}}
+    _, history = trained(Case("g_blending", options), epochs=2)
+    _, whole = trained(Case("g_blending", {"super_epoch": 2}), epochs=2)
+    wanted = whole[0]["loss_weight"]
+    assert history[0]["loss_weight"] == pytest.approx([wanted[0], 1.0, wanted[2]])
+    assert wanted[1] != pytest.approx(1.0, abs=0.1)

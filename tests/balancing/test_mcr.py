@@ -10,6 +10,7 @@ from scipy.spatial.distance import jensenshannon
 from toy import AUDIO, VIDEO, make_classifier, make_context, make_items, make_method, make_pair, whole_batch
 
 from raybal.balancing.mcr import Rows, _exchanges, contrastive, influence
+from raybal.balancing.pace import PaceSettings
 from raybal.errors import ConfigError
 
 
@@ -94,16 +95,25 @@ def test_the_bottleneck_predicts_the_embeddings_that_are_there():
     output = classifier(batch.inputs, batch.present)
     guess = classifier.extra["mcr"](output.logits)
     z = torch.cat(list(output.embeddings.values()), 1)
-    there = batch.present.repeat_interleave(8, 1)
+    strengths = torch.tensor([1.0, 0.25])
+    there = (batch.present * strengths).repeat_interleave(8, 1)
     wanted = ((guess - z).square() * there).mean()
-    torch.testing.assert_close(method._bottleneck(ctx, output, batch), wanted)
+    torch.testing.assert_close(method._bottleneck(ctx, output, batch, strengths), wanted)
 
 
 @pytest.mark.parametrize(("game", "sign"), [("greedy", -1), ("independent", 0), ("collaborative", 1)])
-def test_the_loss_is_the_sum_of_its_terms(game, sign):
+@pytest.mark.parametrize("video", [1.0, 0.5, 0.0])
+def test_the_loss_is_the_sum_of_its_terms(game, sign, video):
+    """With a pace of its own for video."""
     items = make_items(10)
     classifier, method = make_pair(
-        "mcr", game=game, permutations=2, mipd_weight=0.3, contrastive_weight=0.7, unimodal_weight=0.2
+        "mcr",
+        game=game,
+        permutations=2,
+        mipd_weight=0.3,
+        contrastive_weight=0.7,
+        unimodal_weight=0.2,
+        paces={"video": PaceSettings(final=video)},
     )
     ctx, batch = make_context(classifier), whole_batch(items)
     loss = method.step(ctx, [batch])
@@ -117,8 +127,11 @@ def test_the_loss_is_the_sum_of_its_terms(game, sign):
         hashing.digest("permutations", ctx.seed, 0, 0),
     )
     heads = sum(F.cross_entropy(z, batch.labels) for z in output.unimodal_logits.values())
-    wanted = F.cross_entropy(output.logits, batch.labels) + 0.2 * heads - 0.3 * (own.sum() + sign * other.sum())
-    wanted = wanted + 0.7 * contrastive(torch.cat(list(output.embeddings.values())), batch.labels.repeat(2), 0.5)
+    game_of = own + sign * other
+    wanted = F.cross_entropy(output.logits, batch.labels) + 0.2 * heads - 0.3 * (game_of[0] + video * game_of[1])
+    views, labels = torch.cat(list(output.embeddings.values())), batch.labels.repeat(2)
+    of_audio, whole = (contrastive(views, labels, 0.5, w.repeat_interleave(10)) for w in torch.tensor([[1, 0], [1, 1]]))
+    wanted = wanted + 0.7 * (of_audio + video * (whole - of_audio))
     torch.testing.assert_close(loss, wanted.detach())
 
 
