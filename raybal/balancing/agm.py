@@ -61,7 +61,8 @@ class AGM(LookaheadMethod):
     Departures from the released code: a modality is masked at the fusion instead of running its encoder on zeros, in
     the same forward pass that is trained on instead of further ones in eval mode; for three modalities too the
     coefficient is taken before the running average is updated, with the same cap; gradients are clipped only if
-    `train.clip_norm` says so; the averages are of the whole batch over all workers.
+    `train.clip_norm` says so; the averages are of the whole batch over all workers. Under SGD a coefficient is a
+    learning rate; Adam and AdamW divide a steady one out again.
     """
 
     name = "agm"
@@ -115,7 +116,7 @@ def update_coefficients(state: AGMState, cross_entropies: Tensor, alpha: float, 
     """Returns AGM's coefficients of a step, and takes its cross-entropies into the running averages.
 
     k_i = exp(alpha min(tau_i - r_i, 10)), r_i = exp(M / (M - 1) (mean_j s_j - s_i)) over the step's cross-entropies s,
-    and tau_i the same over their running averages before this step.
+    and tau_i the same over their running averages before this step, or 1 where one of them has none yet.
 
     Args:
         state: changed in place.
@@ -129,7 +130,10 @@ def update_coefficients(state: AGMState, cross_entropies: Tensor, alpha: float, 
     now = cross_entropies.double()
     seen = torch.ones_like(now, dtype=torch.bool) if seen is None else seen
     comparable = seen & (seen.sum() > 1)
-    k = torch.exp(alpha * (_ratio(state.cross_entropies, seen) - _ratio(now, seen)).clamp(max=LARGEST_EXPONENT))
+    # As in the very first step, there is nothing to compare with until all of them have an average.
+    known = ((state.steps > 0) | ~seen).all()
+    usual = torch.where(known, _ratio(state.cross_entropies, seen), 1.0)
+    k = torch.exp(alpha * (usual - _ratio(now, seen)).clamp(max=LARGEST_EXPONENT))
     state.steps = state.steps + seen
     state.cross_entropies = torch.where(
         seen, state.cross_entropies + (now - state.cross_entropies) / state.steps.clamp(min=1), state.cross_entropies

@@ -140,7 +140,8 @@ class BalancingMethod:
         it does not train."""
 
     def setup(self, ctx: Context) -> None:
-        """Called once, before the first step of a run or of its resumption."""
+        """Called once, before the first step of a run or of its resumption; at the start of a run the model still has
+        its initial weights, also where the run goes on from another's."""
 
     def before_epoch(self, ctx: Context) -> None:
         """Called before the first batch of every epoch."""

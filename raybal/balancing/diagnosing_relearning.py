@@ -113,9 +113,7 @@ class DiagnosingRelearning(PacedMethod):
     def setup(self, ctx: Context) -> None:
         due = [e for e in range(ctx.epochs - 1) if is_due(e, self.settings.interval, self.settings.times, 0)]
         due = due[: self.settings.times]
-        if ctx.workers.rank == 0 and ctx.held_out is None:
-            log.warning("diagnosing_relearning: too few labelled items to hold some out, so nothing is diagnosed")
-        elif ctx.workers.rank == 0 and not due:
+        if ctx.workers.rank == 0 and ctx.held_out is not None and not due:
             log.warning(
                 "diagnosing_relearning: no diagnosis in %d epochs with balancing.interval %d: this is joint training",
                 ctx.epochs,

@@ -5,6 +5,7 @@ Wang, Tran and Feiszli, "What Makes Training Multi-Modal Classification Networks
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ from raybal.models.classifier import Classifier, Output
 from raybal.settings import setting
 
 SMALLEST_OVERFITTING = 1e-6
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,12 @@ class GBlending(PacedMethod):
     estimate costs two super-epochs of training for any number of modalities, not one a head.
 
     The pace moves the weights between 1 (the plain sum of all losses) and the estimate, that of the fused loss as far
-    as the furthest modality's. Departures from the released
-    versions: losses are means, where theirs are sums over loaders of different lengths; generalisation is measured on
-    held-out training items, not on those that choose the model; a head that was not seen to overfit at all does not
-    divide by zero. Weights have the size of G, so a head whose held-out loss rose counts like one whose loss fell as
-    far: as in the released versions, where the paper is silent.
+    as the furthest modality's.
+
+    Departures from the released versions: losses are means, where theirs are sums over loaders of different lengths;
+    generalisation is measured on held-out training items, not on those that choose the model; a head that was not seen
+    to overfit at all does not divide by zero. Weights have the size of G, so a head whose held-out loss rose counts
+    like one whose loss fell as far: as in the released versions, where the paper is silent.
     """
 
     name = "g_blending"
@@ -77,6 +81,8 @@ class GBlending(PacedMethod):
         due = ctx.epoch // self.settings.super_epoch + 1 if self.settings.mode == "online" else 1
         if self._estimates >= due or ctx.held_out is None:
             return
+        if ctx.workers.rank == 0:
+            log.info("epoch %d: copies train for %d epochs to weigh the losses", ctx.epoch, self.settings.super_epoch)
         parts = (ctx.train, ctx.held_out)
         start = torch.stack([self._losses(ctx, ctx.classifier, part) for part in parts])
         epochs = self.settings.super_epoch

@@ -7,6 +7,7 @@ Fusion", CVPR 2020.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,10 +108,14 @@ class Greedy(PacedMethod):
         relative = torch.log10(self._speeds[0].clamp(min=TINY) / self._speeds[1].clamp(min=TINY))
         ctx.record("conditional_speed", relative)
         started = ctx.epoch >= self.settings.starting_epoch
-        biased = (relative.amax() - relative.amin() > self.settings.epsilon) & started
+        # One that no batch has had yet has no speed, and no mean gates to be held with.
+        known = _gates(ctx).steps > 0
+        highest = torch.where(known, relative, -math.inf)
+        lowest = torch.where(known, relative, math.inf).amin()
+        biased = (highest.amax() - lowest > self.settings.epsilon) & (known.sum() > 1) & started
         fresh = torch.where(biased, self.settings.window, 0)
         self._left = torch.where(holding, self._left - 1, fresh)
-        fastest = torch.where(holding, self._held, relative.argmax())
+        fastest = torch.where(holding, self._held, highest.argmax())
         self._held = torch.where(self._left > 0, fastest, -1)
 
     def _learning(self, ctx: Context) -> Tensor:

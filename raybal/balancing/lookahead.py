@@ -19,7 +19,7 @@ class LookaheadMethod(PacedMethod):
 
     With one micro-batch the statistic comes from the forward pass that is trained on. With several, a first forward
     pass without gradients runs over all of them (and leaves the running statistics of batch norm as they were), so
-    that accumulation changes nothing.
+    that accumulation changes nothing (with dropout, nothing but its noise).
     """
 
     @abstractmethod

@@ -126,6 +126,7 @@ class MultiModal(PacedMethod):
     def __init__(self, settings: MultiModalLossSettings, modalities: tuple[str, ...], classes: int) -> None:
         super().__init__(settings, modalities, classes)
         self._hits: Tensor | None = None
+        self._warned: set[str] = set()
 
     def extend(self, classifier: Classifier) -> None:
         classifier.fusion.requires_grad_(False)
@@ -158,10 +159,12 @@ class MultiModal(PacedMethod):
         hits, counts = ctx.workers.sum(self._hits).tolist()
         self._hits = None
         for m, right, items in zip(self.modalities, hits, counts, strict=True):
-            if ctx.workers.rank == 0 and is_switched(right, items, self.classes):
+            if ctx.workers.rank == 0 and m not in self._warned and is_switched(right, items, self.classes):
+                self._warned.add(m)
                 log.warning(
                     "the scores of %s are worse than guessing on the training items: they stand for other classes than "
-                    "their own, and cannot be read as predictions; --balancing.unimodal-weight 0.1 prevents that",
+                    "their own, and cannot be read as predictions; unimodal_weight 0.1 among the method's settings "
+                    "prevents that",
                     m,
                 )
 

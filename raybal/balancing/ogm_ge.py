@@ -27,7 +27,8 @@ class OGMGE(OGM):
     """OGM, and Gaussian noise on every modulated gradient, with the spread that its tensor had before.
 
     Departures from the released code, beside those of OGM: the noise is drawn from (seed, step, parameter), so that
-    workers stay equal, and its spread is that of the reduced gradient.
+    workers stay equal, and its spread is that of the reduced gradient. With `apply_to: update` it goes through the
+    optimizer with the gradient, so that it is modulated too.
     """
 
     name = "ogm_ge"

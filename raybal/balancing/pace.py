@@ -52,6 +52,10 @@ class PaceSettings(Settings):
         super().__post_init__()
         if self.end < self.start:
             raise ConfigError(f"end: {self.end} is not accepted; it must be at least start ({self.start})")
+        unused = {"constant": ("start", "end", "initial"), "knots": ("start", "end", "initial", "final")}
+        for name in unused.get(self.kind, ()):
+            if getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(f"{name}: {getattr(self, name)} has no meaning for kind {self.kind}; set kind too")
         for name in ("knots", "strengths"):
             values = getattr(self, name)
             if values and self.kind != "knots":

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raybal import hashing
+from raybal.data.room import take
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Items:
         """Returns the items at some positions."""
         return Items(
             [self.ids[i] for i in positions],
-            {m: array[positions] for m, array in self.inputs.items()},
+            {m: take(array, positions) for m, array in self.inputs.items()},
             self.present[positions],
             self.labels[positions],
         )

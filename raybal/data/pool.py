@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from raybal.columns import read_tensor
 from raybal.data.batches import Items
+from raybal.data.room import room
 from raybal.data.schema import PoolInfo
 from raybal.errors import DataError, shorten
 from raybal.store import Store
@@ -94,7 +95,7 @@ class Pool:
         Returns:
             ({m: [n, *shape_m]}, present [n, M]) in the order of the positions.
         """
-        inputs = {m.name: np.zeros((len(positions), *m.shape), m.dtype) for m in self.info.modalities}
+        inputs = {m.name: room((len(positions), *m.shape), m.dtype) for m in self.info.modalities}
         for shard in np.unique(self.shard_of[positions]):
             where = np.flatnonzero(self.shard_of[positions] == shard)
             rows = self.row_of[positions[where]]

@@ -2,8 +2,8 @@
 
     tensorboard/rounds/       against the number of labels: test/<metric>/<head>, contribution/<modality>/query, /pool,
                               /test and /validation, dominated/<modality>/query and /pool
-    tensorboard/round-003/    against epochs: loss, validation/<metric>/<head>, and what the method has of pace and
-                              coefficient/<modality>
+    tensorboard/round-003/    against epochs: loss, validation/<metric>/<head>, and what the method recorded, such as
+                              pace and coefficient/<modality>
 
 Contributions stand at the number of labels of the model that they are contributions of: for a query and its pool, the
 newest model before that round.
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from raybal.report.data import ExperimentRecord, QueryRecord, RoundRecord, heads_of, read_experiment
+from raybal.report.recorded import RECORDED
 from raybal.store import Store
 
 FOLDER = "tensorboard"
@@ -87,7 +88,7 @@ def epoch_scalars(experiment: ExperimentRecord, r: RoundRecord) -> Iterator[Scal
         for head, metrics in heads_of(record["validation"]).items():
             for metric, value in metrics.items():
                 yield f"validation/{metric}/{head}", value, epoch
-        for of in ("coefficient", "pace"):
+        for of in ("pace", *(one.name for one in RECORDED)):
             values = record.get(of)
             for m, value in zip(experiment.modalities, values if isinstance(values, list) else [], strict=False):
                 yield f"{of}/{m}", value, epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -80,7 +81,7 @@ def training_lines(experiment: ExperimentRecord, names: Sequence[str], of: str) 
     """Returns a quantity over the epochs of the newest rounds, oldest first.
 
     Args:
-        of: "loss", "pace", "validation" (accuracy of each head) or "coefficient" (of each modality).
+        of: "loss", "validation" (accuracy of each head), or what the method recorded.
     """
     lines = []
     for r in [r for r in experiment.rounds if r.history][-OVERLAID:]:
@@ -100,7 +101,8 @@ def value_of(record: dict[str, Any], of: str, head: str, names: Sequence[str]) -
     """Returns a quantity of a head in an epoch's record; None where it has none.
 
     Args:
-        of: "validation" (accuracy), or what training recorded: a number, of the fused head, or one a modality.
+        of: "validation" (accuracy), or what training recorded: a number, of the fused head, one a modality, or those
+            and at last one of the fused head.
         head: "fused" or a modality.
         names: all modalities.
     """
@@ -108,9 +110,9 @@ def value_of(record: dict[str, Any], of: str, head: str, names: Sequence[str]) -
         metrics = record["validation"].get(head) if record["validation"] else None
         return metrics["accuracy"] if metrics else None
     value = record.get(of)
-    if not isinstance(value, list):
-        return value if head == FUSED else None
-    return value[list(names).index(head)] if head in names and len(value) == len(names) else None
+    heads = (*names, FUSED) if isinstance(value, list) else (FUSED,)
+    found = dict(zip(heads, value if isinstance(value, list) else [value], strict=False)).get(head)
+    return found if found is not None and math.isfinite(found) else None
 
 
 def phase_seconds(experiment: ExperimentRecord) -> list[tuple[int, list[float | None]]]:

@@ -18,6 +18,7 @@ from raybal.report.items import choose_items
 from raybal.report.judgement import even_shares, judge, standard_error
 from raybal.report.labels import class_counts, conflicts_of, label_rounds
 from raybal.report.quarantine import read_quarantine
+from raybal.report.recorded import recorded_charts
 from raybal.report.state import state_of, why_no_accuracy, why_no_model
 from raybal.report.svg import MARKERS, MODALITY_COLOURS
 from raybal.rounds import PHASES
@@ -223,21 +224,12 @@ def _training(experiment: ExperimentRecord, pool: Pool) -> dict[str, Any]:
         notes.append("There was no validation set, so the last epoch's model was used.")
     loss = lines.training_lines(experiment, names, "loss")
     charts = [figures.line_chart("Training loss", loss, names, x="epoch", small=True)]
-    coefficients = lines.training_lines(experiment, names, "coefficient")
-    if coefficients:
-        title, levels = "Coefficient of each modality", [figures.Level(1.0)]
-        charts.append(
-            figures.line_chart(title, coefficients, names, x="epoch", levels=levels, level="no change", small=True)
-        )
-    else:
+    recorded, said = recorded_charts(lambda of: lines.training_lines(experiment, names, of), names)
+    if not recorded:
         method = experiment.settings.get("balancing", {}).get("method", "this method")
         notes.append(f"There are no coefficients to show: {method} does not scale gradients by modality.")
-    pace = lines.training_lines(experiment, names, "pace")
-    strengths = {v for line in pace for v in line.y}
-    if len(strengths) > 1:
-        charts.append(figures.line_chart("Pace", pace, names, x="epoch", top=1.0, small=True))
-    elif strengths:
-        notes.append(f"The pace is {strengths.pop():g} throughout (1: the method acts as published, 0: not at all).")
+    charts += recorded
+    notes += said
     return {
         "charts": validation + charts,
         "ring": bool(validation),

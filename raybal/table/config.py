@@ -54,10 +54,11 @@ class TableConfig(Settings):
     source: SourceSettings = setting(factory=SourceSettings, defines=False, help="what the pool is made of")
     store: str = setting("runs/table", defines=False, help="folder or URI that keeps everything of the table")
     seed: int = setting(0, ge=0, help="of the split, and of the items drawn; runs have seeds of their own")
-    methods: list[str] = setting(
-        factory=lambda: METHODS.names(),
+    methods: list[str] | None = setting(
+        None,
         defines=False,
-        help="rows of the table: balancing methods, or names of your own for settings under `balancing`",
+        help="rows of the table: balancing methods, or names of your own for settings under `balancing`; none: all "
+        "methods that take the pool's modalities and the model",
     )
     seeds: int = setting(5, ge=1, defines=False, help="runs of each method")
     learning_rates: list[float] = setting(
@@ -88,7 +89,8 @@ class TableConfig(Settings):
         if not isinstance(rows, list) or not isinstance(given, Mapping):
             return content
         for name in given:
-            if name not in rows:
+            # Settings of a method that is not a row this time are left alone, as in a file for a larger table.
+            if name not in rows and name not in METHODS.names():
                 raise ConfigError(
                     f"balancing.{name}: the table has no such row; methods are {', '.join(map(str, rows))}"
                     f"{did_you_mean(name, rows)}"
@@ -97,12 +99,13 @@ class TableConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.methods:
+        rows = METHODS.names() if self.methods is None else self.methods
+        for name in rows:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
                 raise ConfigError(f"methods: {name!r} is not accepted; a row's name has letters, digits and _ . -")
-            if self.methods.count(name) > 1:
+            if rows.count(name) > 1:
                 raise ConfigError(f"methods: {name!r} is there twice")
-        if not self.methods or not self.learning_rates:
+        if not rows or not self.learning_rates:
             raise ConfigError("methods and learning_rates: there must be at least one of each")
         if len(set(self.learning_rates)) < len(self.learning_rates) or min(self.learning_rates) <= 0:
             raise ConfigError(f"learning_rates: {self.learning_rates} is not accepted; give different ones above 0")

@@ -12,9 +12,10 @@ from raybal.report import figures
 from raybal.report.data import FUSED, place
 from raybal.report.lines import Line, value_of
 from raybal.report.page import template, versions
+from raybal.report.recorded import recorded_charts
 from raybal.store import Store
 from raybal.table.config import TableConfig
-from raybal.table.summary import ALONE, BASELINES, RowSummary, Summary, compared, percent
+from raybal.table.summary import RowSummary, Summary, compared, percent
 
 NAME = "report.html"
 
@@ -41,8 +42,8 @@ def render(store: Store, summary: Summary, config: TableConfig) -> str:
             f"{config.pool.rpartition('/')[2]}; learning rates tried with the first seed: {rates}"
         ),
         rows=summary.rows,
-        baselines=[b for b in BASELINES if any(b in row.against for row in summary.rows)],
-        alone=ALONE if any(row.name == ALONE for row in summary.rows) else None,
+        baselines=summary.baselines,
+        alone=summary.alone,
         modalities=names,
         heads={FUSED: -1} | {m: k for k, m in enumerate(names)},
         charts={name: charts for name, (charts, _) in drawn.items()},
@@ -55,21 +56,11 @@ def render(store: Store, summary: Summary, config: TableConfig) -> str:
 
 def _charts(row: RowSummary, names: Sequence[str]) -> tuple[list[figures.Chart], list[str]]:
     """Returns a row's figures, and what is said instead of one."""
-    accuracy, coefficients, pace = (_lines(row, names, of) for of in ("validation", "coefficient", "pace"))
-    charts, notes = [], []
+    accuracy = _lines(row, names, "validation")
+    charts, notes = recorded_charts(lambda of: _lines(row, names, of), names)
     if accuracy:
         top = figures.top_of(accuracy)
-        charts.append(figures.line_chart("Validation accuracy", accuracy, names, x="epoch", top=top, small=True))
-    if coefficients:
-        title, levels = "Coefficient of each modality", [figures.Level(1.0)]
-        charts.append(
-            figures.line_chart(title, coefficients, names, x="epoch", levels=levels, level="no change", small=True)
-        )
-    strengths = {v for line in pace for v in line.y}
-    if len(strengths) > 1:
-        charts.append(figures.line_chart("Pace", pace, names, x="epoch", top=1.0, small=True))
-    elif strengths:
-        notes.append(f"The pace is {strengths.pop():g} throughout (1: the method acts as published, 0: not at all).")
+        charts = [figures.line_chart("Validation accuracy", accuracy, names, x="epoch", top=top, small=True), *charts]
     return charts, notes
 
 

@@ -14,31 +14,31 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import ray
-import torch
 
-from raybal import hashing, memory
+from raybal import hashing
+from raybal.balancing.base import METHODS
 from raybal.begun import Kind
 from raybal.config import defining
 from raybal.data.plan import PrepareConfig
 from raybal.data.pool import Labelled, Pool, Sidecar
 from raybal.data.prepare import DEMO, demo_pool, prepare
 from raybal.data.split import split_validation
-from raybal.errors import ConfigError, DataError, DivergedError, RaybalError
+from raybal.errors import ConfigError, DataError, RaybalError
 from raybal.lease import Lease
 from raybal.predictor import PredictorSpec
 from raybal.resources import capacity, check_place, cluster
 from raybal.store import Store
-from raybal.table.cells import Cell, has_diverged, measure
+from raybal.table.cells import Cell, has_diverged
 from raybal.table.config import TableConfig
 from raybal.table.page import write_page
 from raybal.table.summary import Summary, summarise
-from raybal.training.checkpoint import Checkpoints
+from raybal.table.work import Progress, work, work_alone
 from raybal.training.task import TrainTask
 from raybal.training.worker import train
 
@@ -120,16 +120,37 @@ class Table:
         if not self.test:
             raise DataError(f"pool {config.pool} has no labelled test items, which a table is about")
         config.train.resolve_device()
-        for row in config.methods:
-            self._spec(row, 0).build()
+        self.rows = self._buildable()
+        if len(config.learning_rates) > 1 and not self.parts(0)[1]:
+            raise ConfigError(
+                f"learning_rates: {config.learning_rates} are compared on validation, and the pool has no validation "
+                "items (its labelled items are of one group); give one rate, or a pool with a validation split"
+            )
         self._check()
+
+    def _buildable(self) -> list[str]:
+        """Returns the rows: those that were asked for, or all methods that can be built.
+
+        Raises:
+            ConfigError: a row that was asked for cannot be built.
+        """
+        rows = []
+        for row in self.config.methods or METHODS.names():
+            try:
+                self._spec(row, 0).build()
+                rows.append(row)
+            except ConfigError as error:
+                if self.config.methods is not None:
+                    raise ConfigError(re.sub(r"^balancing\.", f"balancing.{row}.", str(error))) from error
+                log.warning("%s is left out: %s", row, str(error).partition(": ")[2])
+        return rows
 
     # What it is.
 
     def begin(self) -> None:
         """Writes what defines the table and its rows."""
         BEGUN.write(self.store, self._keys, dataclasses.asdict(self.config))
-        for row in self.config.methods:
+        for row in self.rows:
             self.store.write_yaml(f"rows/{row}.yaml", defining(self.config.settings_of(row)))
 
     @property
@@ -141,7 +162,7 @@ class Table:
         begun = BEGUN.read(self.store)
         if begun is not None:
             BEGUN.refuse_changes(self.store, begun["defines"], self._keys)
-        for row in self.config.methods:
+        for row in self.rows:
             name = f"rows/{row}.yaml"
             if self.store.exists(name):
                 now = defining(self.config.settings_of(row))
@@ -194,17 +215,20 @@ class Table:
 
     def run(self) -> Summary:
         """Fills what is missing and returns what came out."""
+        others = sorted({name.removesuffix(".yaml") for name in self.store.names("rows")} - set(self.rows))
+        if others:
+            log.info("rows that are not asked for now, and so not in the table: %s", ", ".join(others))
         config = self.config
         rates = config.learning_rates
-        trials = [Cell(row, rate, 0) for row in config.methods for rate in rates]
-        total = len(trials) + len(config.methods) * (config.seeds - 1)
+        trials = [Cell(row, rate, 0) for row in self.rows for rate in rates]
+        total = len(trials) + len(self.rows) * (config.seeds - 1)
         log.info(
             "table: %d methods, %d seeds, %d learning rates: %d training runs of %d epochs",
-            len(config.methods), config.seeds, len(rates), total, config.train.epochs,
+            len(self.rows), config.seeds, len(rates), total, config.train.epochs,
         )  # fmt: skip
-        progress = _Progress(total)
+        progress = Progress(total)
         self._fill(trials, progress, final=len(rates) == 1)
-        chosen = {row: self._best(row) for row in config.methods}
+        chosen = {row: self._best(row) for row in self.rows}
         if len(rates) > 1:
             log.info("learning rates: %s", ", ".join(f"{row} {rate:g}" for row, rate in chosen.items()))
         final = [Cell(row, rate, seed) for row, rate in chosen.items() for seed in range(config.seeds)]
@@ -216,7 +240,8 @@ class Table:
         left = [cell for cell in final if cell.row not in {one.row for one in lost}]
         if not left:
             raise RaybalError("every row of the table has a run that diverged; try smaller learning_rates")
-        return summarise(self.store, left, self.pool.info.names)
+        methods = {row: config.settings_of(row).method for row in self.rows}
+        return summarise(self.store, left, self.pool.info.names, methods)
 
     def _best(self, row: str) -> float:
         """Returns the learning rate with the best validation accuracy, then likelihood, of the first seed."""
@@ -226,11 +251,11 @@ class Table:
             if "diverged" in result:
                 return (-1.0, -rate)
             kept = result["history"][result["epoch"] - 1]["validation"]
-            return (kept["fused"]["accuracy"], -kept["fused"]["nll"]) if kept else (0.0, -rate)
+            return (kept["fused"]["accuracy"], -kept["fused"]["nll"])
 
         return max(self.config.learning_rates, key=score)
 
-    def _fill(self, cells: Sequence[Cell], progress: _Progress, *, final: bool) -> None:
+    def _fill(self, cells: Sequence[Cell], progress: Progress, *, final: bool) -> None:
         """Trains cells that have no marker; measures them if they are final."""
         left = []
         for cell in cells:
@@ -249,18 +274,18 @@ class Table:
         else:
             self._side_by_side(left, progress, final)
 
-    def _one_by_one(self, cells: Sequence[Cell], progress: _Progress, final: bool) -> None:
+    def _one_by_one(self, cells: Sequence[Cell], progress: Progress, final: bool) -> None:
         for cell in cells:
             task = self.task(cell)
-            _work(self.store, cell, task, self.test if final else None, lambda t: train(t, self.config.resources))
+            work(self.store, cell, task, self.test if final else None, lambda t: train(t, self.config.resources))
             self.lease.check()
             progress.done(cell, self.store)
 
-    def _side_by_side(self, cells: Sequence[Cell], progress: _Progress, final: bool) -> None:
+    def _side_by_side(self, cells: Sequence[Cell], progress: Progress, final: bool) -> None:
         gpus = self.config.resources.gpus_per_worker
         if gpus is None:
             gpus = 1.0 if capacity("GPU") > 0 and self.config.train.device != "cpu" else 0.0
-        remote = _work_alone.options(
+        remote = work_alone.options(
             num_cpus=self.config.resources.cpus_per_worker,
             num_gpus=gpus,
             max_retries=self.config.resources.max_failures,
@@ -280,65 +305,3 @@ class Table:
         finally:
             for one in waiting:
                 ray.cancel(one, force=True)
-
-
-@ray.remote
-def _work_alone(cell: Cell, task: TrainTask, test: Labelled | None) -> None:
-    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-    logging.getLogger("raybal").setLevel(logging.WARNING)
-    try:
-        _work(Store(task.store), cell, task, test, lambda t: t.run())
-    finally:
-        memory.give_back()
-
-
-def _work(
-    store: Store, cell: Cell, task: TrainTask, test: Labelled | None, training: Callable[[TrainTask], dict[str, Any]]
-) -> None:
-    """Does what a cell has left to do, and marks it."""
-    # The markers hold the same whoever writes them, so a task that outlives its driver does no harm.
-    if not store.exists(cell.trained):
-        started = time.monotonic()
-        try:
-            result = training(task)
-        except DivergedError as error:
-            # Another start would end the same way; the table goes on without this cell.
-            result = {"diverged": str(getattr(error, "cause", None) or error)}
-        store.write_yaml(cell.trained, {**result, "seconds": round(time.monotonic() - started, 3)})
-        for kind in ("epoch", "best"):
-            # The model is kept; what only a resumed run would need is not.
-            Checkpoints(store, cell.folder).keep_only(kind, None)
-    if test is not None and not store.exists(cell.measured) and not has_diverged(store, cell):
-        store.write_yaml(cell.measured, measure(task, test))
-
-
-class _Progress:
-    """Says how far a table is, and how long the rest may take."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._seen: set[Cell] = set()
-        self._done = 0
-        self._started = time.monotonic()
-
-    def known(self, cell: Cell) -> None:
-        """Counts a cell that an earlier start finished."""
-        self._seen.add(cell)
-
-    def done(self, cell: Cell, store: Store) -> None:
-        """Counts and logs a cell that has just been trained; one that was only measured has been counted before."""
-        if cell in self._seen:
-            return
-        self._seen.add(cell)
-        self._done += 1
-        result = store.read_yaml(cell.trained)
-        if "diverged" in result:
-            log.warning("%d of %d: %s diverged", len(self._seen), self.total, cell.title)
-            return
-        kept = result["history"][result["epoch"] - 1]["validation"]
-        shown = f"validation {100 * kept['fused']['accuracy']:.1f}%  " if kept else ""
-        left = (self.total - len(self._seen)) * (time.monotonic() - self._started) / self._done
-        log.info(
-            "%d of %d: %s  %s%.0f s, about %.0f min left",
-            len(self._seen), self.total, cell.title, shown, result["seconds"], left / 60,
-        )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ from raybal.store import Store
 from raybal.table.cells import Cell
 from raybal.table.statistics import Comparison, Interval, compare, holm, interval
 
-#: Rows that others are compared with, where the table has them.
+#: Methods that others are compared with, where the table has a row of them.
 BASELINES = ("multi_loss", "ensemble")
-#: The row whose encoders were trained alone.
+#: The method whose encoders are trained alone.
 ALONE = "ensemble"
 
 
@@ -26,7 +26,9 @@ class ModalitySummary:
     Attributes:
         head: accuracy of the unimodal head; None where no test item has the modality, here and below.
         probe: accuracy of a linear probe of the frozen encoder.
-        left: accuracy that a probe of the encoder trained alone has above this one: what the row leaves on the table.
+        left: accuracy that a probe of the same encoder trained alone has above this one: what the row leaves on the
+            table. Trained alone is the row of the ensemble, at the learning rate and epoch that its fused prediction
+            was chosen by; those of a single encoder's own choice may be better still.
         contribution: mean share of the fused predictions.
     """
 
@@ -44,7 +46,7 @@ class RowSummary:
         name, learning_rate, seeds: the row, what validation chose, and how many runs it has.
         accuracy, macro_f1, ece, nll: of the fused prediction on the test items.
         modalities: by name.
-        against: the accuracy beside each of `BASELINES` that the table has, by name.
+        against: the accuracy beside each baseline that the table has, by the baseline's row.
         seconds: of a training run.
         histories: of every run's epochs.
     """
@@ -64,25 +66,34 @@ class RowSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All rows, best first, and the cells that they are made of."""
+    """All rows, best first, and the cells that they are made of.
+
+    Attributes:
+        rows: best first.
+        modalities: names, in order.
+        cells: one a measured run.
+        baselines: rows that others are compared with.
+        alone: the row whose encoders were trained alone, if there is one.
+    """
 
     rows: list[RowSummary]
     modalities: tuple[str, ...]
     cells: list[dict[str, Any]]
+    baselines: list[str]
+    alone: str | None
 
     def lines(self) -> list[str]:
         """Returns the table as lines of text."""
         head = ["method", "rate", "accuracy", "macro-F1", "ECE"]
         head += [f"{m} {what}" for m in self.modalities for what in ("head", "probe", "left", "share")]
-        baselines = [b for b in BASELINES if any(b in r.against for r in self.rows)]
-        head += [f"vs {b}" for b in baselines]
+        head += [f"vs {b}" for b in self.baselines]
         table = [head]
         for row in self.rows:
             cells = [row.name, f"{row.learning_rate:g}", percent(row.accuracy), percent(row.macro_f1), percent(row.ece)]
             for m in self.modalities:
                 one = row.modalities[m]
                 cells += [percent(one.head), percent(one.probe), percent(one.left), percent(one.contribution)]
-            cells += [compared(row.against.get(b)) for b in baselines]
+            cells += [compared(row.against.get(b)) for b in self.baselines]
             table.append(cells)
         widths = [max(len(line[i]) for line in table) for i in range(len(head))]
         return ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table]
@@ -97,7 +108,7 @@ class Summary:
             for m, one in row.modalities.items():
                 for field in dataclasses.fields(one):
                     line |= _columns(f"{m}_{field.name}", getattr(one, field.name))
-            for baseline in BASELINES:
+            for baseline in self.baselines:
                 found = row.against.get(baseline)
                 line |= _columns(f"against_{baseline}", found.difference if found else None)
                 line[f"against_{baseline}_p"] = found.p if found else None
@@ -110,10 +121,20 @@ class Summary:
         return _csv(self.cells)
 
 
-def summarise(store: Store, cells: Sequence[Cell], modalities: Sequence[str]) -> Summary:
-    """Reads the measured cells of a table and compares its rows."""
+def summarise(store: Store, cells: Sequence[Cell], modalities: Sequence[str], method_of: Mapping[str, str]) -> Summary:
+    """Reads the measured cells of a table and compares its rows.
+
+    Args:
+        store: of the table.
+        cells: measured, the same seeds of every row.
+        modalities: names, in order.
+        method_of: the method of each row.
+    """
     found = {(c.row, c.seed): (c, store.read_yaml(c.trained), store.read_yaml(c.measured)) for c in cells}
     rows = list(dict.fromkeys(c.row for c in cells))
+    first = {method_of[row]: row for row in reversed(rows)}
+    baselines = [first[method] for method in BASELINES if method in first]
+    alone = first.get(ALONE)
     seeds = sorted({c.seed for c in cells})
 
     def values(row: str, of: Callable[[Any, Any], float | None]) -> list[float]:
@@ -128,9 +149,9 @@ def summarise(store: Store, cells: Sequence[Cell], modalities: Sequence[str]) ->
 
     def one_modality(row: str, m: str) -> ModalitySummary:
         left = None
-        if ALONE in rows:
-            own, alone = (values(r, lambda _, t: t["probes"][m]) for r in (row, ALONE))
-            left = interval([a - b for a, b in zip(alone, own, strict=True)]) if own else None
+        if alone is not None:
+            own, best = (values(r, lambda _, t: t["probes"][m]) for r in (row, alone))
+            left = interval([a - b for a, b in zip(best, own, strict=True)]) if own else None
         return ModalitySummary(
             over_seeds(row, lambda _, t: t["heads"][m]),
             over_seeds(row, lambda _, t: t["probes"][m]),
@@ -140,7 +161,7 @@ def summarise(store: Store, cells: Sequence[Cell], modalities: Sequence[str]) ->
 
     accuracies = {row: values(row, lambda _, t: t["fused"]["accuracy"]) for row in rows}
     against: dict[str, dict[str, Comparison]] = {row: {} for row in rows}
-    for baseline in (b for b in BASELINES if b in rows):
+    for baseline in baselines:
         others = [row for row in rows if row != baseline]
         compared_rows = [compare(accuracies[row], accuracies[baseline]) for row in others]
         for row, one, adjusted in zip(others, compared_rows, holm([c.p for c in compared_rows]), strict=True):
@@ -162,7 +183,7 @@ def summarise(store: Store, cells: Sequence[Cell], modalities: Sequence[str]) ->
         for row in rows
     ]
     lines = [_cell_line(*found[c.row, c.seed]) for c in cells]
-    return Summary(sorted(summaries, key=lambda r: -r.accuracy.mean), tuple(modalities), lines)
+    return Summary(sorted(summaries, key=lambda r: -r.accuracy.mean), tuple(modalities), lines, baselines, alone)
 
 
 def percent(value: Interval | None) -> str:

@@ -6,8 +6,9 @@ import contextlib
 import copy
 import dataclasses
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from raybal import hashing
 from raybal.balancing.base import BalancingMethod, Context, Predictor
 from raybal.data.batches import Items, epoch_batches, steps_per_epoch
+from raybal.errors import DivergedError
 from raybal.models.classifier import Classifier
 from raybal.training.checkpoint import Checkpoints, pack, unpack
 from raybal.training.evaluate import evaluate
@@ -42,6 +44,7 @@ class Run:
         checkpoints: where the run's state is kept.
         device: where it runs.
         workers: the process group, or `Workers()` for one process.
+        warm: the classifier's state to begin with in place of the initial weights, which methods still see in `setup`.
     """
 
     classifier: Classifier
@@ -53,6 +56,7 @@ class Run:
     checkpoints: Checkpoints
     device: torch.device
     workers: Workers = field(default_factory=Workers)
+    warm: Mapping[str, Tensor] | None = None
 
 
 def fit(run: Run, on_epoch: Callable[[dict[str, Any]], None] = lambda record: None) -> dict[str, Any]:
@@ -75,6 +79,8 @@ def fit(run: Run, on_epoch: Callable[[dict[str, Any]], None] = lambda record: No
     ctx.epoch = len(progress["history"])
     ctx.step = ctx.epoch * steps_per_epoch(len(ctx.train), settings.batch_size)
     run.method.setup(ctx)
+    if run.warm is not None and not progress["history"]:
+        ctx.classifier.load_state_dict(run.warm)
     while ctx.epoch < settings.epochs and not _stalled(progress, settings.patience):
         record = _epoch(run, ctx)
         progress["history"].append(record)
@@ -95,6 +101,8 @@ def begin(run: Run) -> Context:
     classifier = run.classifier.to(run.device)
     optimizer = build_optimizer(list(classifier.parameters()), settings)
     train, held_out = hold_out(run.train, run.method.holdout_share, run.seed)
+    if held_out is None and run.method.holdout_share > 0 and workers.rank == 0:
+        log.warning("%s: too few labelled items to hold some out, so it measures nothing", run.method.name)
     steps = steps_per_epoch(len(train), settings.batch_size)
     ctx = Context(
         classifier=classifier,
@@ -172,6 +180,10 @@ def _train_epoch(run: Run, ctx: Context, method: BalancingMethod) -> float:
     ctx.epoch += 1
     # The statistics that batch norm keeps differ between workers; what is validated must be what is saved.
     workers.broadcast(list(ctx.classifier.buffers()))
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"epoch {ctx.epoch}: the loss is {float(loss)}: training has diverged; a smaller learning rate may help"
+        )
     return float(loss)
 
 

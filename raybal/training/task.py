@@ -73,8 +73,6 @@ class TrainTask:
         store = Store(self.store)
         train, validation = self.read_items()
         classifier, method = self.spec.build()
-        if self.warm is not None:
-            classifier.load_state_dict(load_predictor(store, self.warm)[0].classifier.state_dict())
         run = Run(
             classifier=classifier,
             method=method,
@@ -85,6 +83,7 @@ class TrainTask:
             checkpoints=Checkpoints(store, self.folder, self.token),
             device=self.settings.resolve_device(),
             workers=workers,
+            warm=None if self.warm is None else load_predictor(store, self.warm)[0].classifier.state_dict(),
         )
         result = fit(run, on_epoch)
         if workers.rank == 0:

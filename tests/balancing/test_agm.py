@@ -41,6 +41,14 @@ def test_a_modality_that_a_batch_lacks_enters_no_ratio_and_keeps_its_average():
     assert alone.tolist() == [1.0, 1.0, 1.0]
 
 
+def test_a_modality_that_joins_late_is_compared_as_in_a_first_step():
+    losses, fresh = torch.tensor([1.8, 1.7, 1.9]), agm.initial_state(3)
+    late = agm.initial_state(3)
+    agm.update_coefficients(late, losses, 3.0, torch.tensor([True, True, False]))
+    torch.testing.assert_close(agm.update_coefficients(late, losses, 3.0), agm.update_coefficients(fresh, losses, 3.0))
+    assert late.steps.tolist() == [2, 2, 1]
+
+
 @pytest.mark.parametrize("fusion", sorted(FUSIONS))
 def test_parts_add_up_to_the_fused_logits(fusion):
     classifier = make_classifier(fusion=fusion)

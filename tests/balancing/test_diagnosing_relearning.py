@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix
-from toy import make_context, make_items, make_pair, whole_batch
+from torch import nn
+from toy import make_context, make_items, make_method, make_pair, whole_batch
 
 from raybal.balancing.diagnosing_relearning import (
     is_due,
@@ -80,21 +83,48 @@ def test_our_own_clusters_are_as_pure_as_the_authors(vectors):
         assert seen.min() - 1e-12 <= found <= seen.max() + 1e-12, part
 
 
+class _Encoder(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 4, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc(F.relu(self.bn1(self.conv1(x))).mean((2, 3)))
+
+
 def test_weights_after_a_pull_and_the_step_that_follows_are_the_authors(vectors):
     """Momentum of before pushes on after the pull; buffers and the head stay."""
-    data = {k: torch.from_numpy(v) for k, v in vectors("dr_reinit").items() if v.dtype.kind != "U"}
-    state = {k.removeprefix("current/"): v.clone() for k, v in data.items() if k.startswith("current/")}
+    data = {k: torch.from_numpy(np.asarray(v)) for k, v in vectors("dr_reinit").items() if v.dtype.kind != "U"}
+
+    def part(name):
+        return {k.removeprefix(f"{name}/"): v.clone() for k, v in data.items() if k.startswith(f"{name}/")}
+
+    net = nn.ModuleDict({"audio_net": _Encoder(1), "visual_net": _Encoder(3), "head": nn.Linear(6, 2)})
+    net.load_state_dict(part("current"))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    for name, value in part("momentum_unchanged").items():
+        optimizer.state[net.get_parameter(name)]["momentum_buffer"] = value
+    method = make_method("diagnosing_relearning", ("audio_net", "visual_net"), preset="paper")
+    method._initial = part("init")
+    ctx = SimpleNamespace(classifier=SimpleNamespace(encoders=net), optimizer=optimizer)
     for m in ("audio", "visual"):
-        own = {k: v for k, v in state.items() if k.startswith(m) and "running" not in k and "num_batches" not in k}
-        initial = {k: data[f"init/{k}"] for k in own}
-        assert soft_reinitialise(own, initial, float(data[f"alpha_{m}"])) is own
-    wanted = {k.removeprefix("after/"): v for k, v in data.items() if k.startswith("after/")}
-    assert state.keys() == wanted.keys()
+        method._relearn(ctx, f"{m}_net", float(data[f"alpha_{m}"]))
+    wanted, found = part("after"), net.state_dict()
+    assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         if name.startswith("head") or "running" in name or "num_batches" in name:
-            assert torch.equal(state[name], value), name
+            assert torch.equal(found[name], value), name
         else:
-            torch.testing.assert_close(state[name], value, rtol=0, atol=1e-6, msg=name)
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=name)
+    for name, value in part("momentum_unchanged").items():
+        assert torch.equal(optimizer.state[net.get_parameter(name)]["momentum_buffer"], value), name
+    embeddings = [net[f"{m}_net"](data[f"next_batch/{m}"]) for m in ("audio", "visual")]
+    F.cross_entropy(net["head"](torch.cat(embeddings, 1)), data["next_batch/labels"]).backward()
+    optimizer.step()
+    for name, value in part("after_next_step").items():
+        torch.testing.assert_close(net.state_dict()[name], value, rtol=0, atol=1e-5, msg=name)
 
 
 def test_whole_numbers_are_only_taken_back_altogether():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy import make_context, make_items, make_pair, whole_batch
 
+from raybal.testing import MODALITIES, THIRD, Case, items_of, trained
 from raybal.training.step import train_step
 
 NAMES = ("audio", "video")
@@ -124,3 +125,12 @@ def test_a_speed_of_nothing_is_no_reason_to_act():
     _steps(method, ctx, items, 2)
     assert all(not v.any() for v in ctx.log["held_back"])
     assert all(math.isfinite(v) for v in ctx.log["conditional_speed"][-1].tolist())
+
+
+def test_a_modality_that_never_comes_is_never_held_back():
+    items = items_of(45, (*MODALITIES, THIRD))
+    items.present[:, 2] = False
+    case = Case("greedy", {"starting_epoch": 0, "epsilon": 1e-6, "window": 1})
+    _, history = trained(case, modalities=(*MODALITIES, THIRD), train=items)
+    assert all(record["held_back"][2] == 0 for record in history)
+    assert any(max(record["held_back"]) > 0 for record in history)

@@ -170,7 +170,7 @@ def test_heads_that_stand_for_other_classes_are_reported(caplog):
     with caplog.at_level(logging.WARNING, "raybal"):
         method.after_epoch(ctx)
     assert [r.args[0] for r in caplog.records] == ["audio"]
-    assert "--balancing.unimodal-weight" in caplog.text
+    assert "unimodal_weight 0.1" in caplog.text
 
 
 def test_positive_proxies_start_alive():

@@ -6,12 +6,17 @@ import csv
 import io
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from layout_trees import crema_d, crema_d_common, write
 from sklearn.metrics import f1_score
 
+from raybal.balancing.base import METHODS
+from raybal.bench.toy import make_pool
 from raybal.config import parse
 from raybal.data.pool import Pool, Sidecar
 from raybal.errors import ConfigError, DataError, StoreError
@@ -167,20 +172,51 @@ def test_the_files_hold_every_row_and_every_run(finished):
 
 @pytest.mark.ray
 def test_a_run_that_diverges_costs_its_row_and_no_other(cluster, feature_pool, tmp_path):
-    """An infinite rate: embeddings are no longer finite when Diagnosing & Re-learning looks at them."""
     changes = {
-        "methods": ["diagnosing_relearning", "joint"],
-        "balancing": {"diagnosing_relearning": {"interval": 1}},
+        "methods": ["mmpareto", "joint"],
+        "balancing": {"mmpareto": {"gamma": 1e30}},
         "seeds": 1,
-        "learning_rates": [1e30],
+        "learning_rates": [0.01],
         "train": {"epochs": 3, "batch_size": 16, "device": "cpu", "optimizer": "sgd"},
     }
     config = make_config(feature_pool, tmp_path / "store", **changes)
     for _ in range(2):
         summary = run_table(config)
         assert [row.name for row in summary.rows] == ["joint"]
-    marker = Store(str(tmp_path / "store")).read_yaml(Cell("diagnosing_relearning", 1e30, 0).trained)
+    marker = Store(str(tmp_path / "store")).read_yaml(Cell("mmpareto", 0.01, 0).trained)
     assert "training has diverged" in marker["diverged"]
+
+
+def bare_table(folder, groups="", **changes) -> table_run.Table:
+    """A table without a cluster, over 40 clips of which every fourth is to test on."""
+    root = str(folder / "pool")
+    make_pool(root, 40)
+    index, named = next((folder / "pool").rglob("index.parquet")), next((folder / "pool").rglob("groups.parquet"))
+    table = pq.read_table(index)
+    split = ["test" if i % 4 == 0 else "train" for i in range(40)]
+    pq.write_table(table.set_column(table.schema.get_field_index("split"), "split", pa.array(split)), index)
+    if groups:
+        pq.write_table(pa.table({"id": table["id"], "group": [groups] * 40}), named)
+    content = {"pool": root, "store": str(folder / "store"), "learning_rates": [0.1], **changes}
+    return table_run.Table(from_plain(TableConfig, content), Store(content["store"]), SimpleNamespace(token="t"))
+
+
+def test_without_names_every_method_that_can_be_built_is_a_row(tmp_path, caplog):
+    assert bare_table(tmp_path).rows == METHODS.names()
+    with caplog.at_level("WARNING"):
+        rows = bare_table(tmp_path, model={"fusion": "gated"}).rows
+    assert set(METHODS.names()) - set(rows) == {"mmcosine"}
+    assert "mmcosine is left out" in caplog.text
+    with pytest.raises(ConfigError, match=r"^balancing\.cosine\.method: mmcosine"):
+        bare_table(
+            tmp_path, model={"fusion": "gated"}, methods=["cosine"], balancing={"cosine": {"method": "mmcosine"}}
+        )
+
+
+def test_rates_cannot_be_compared_without_validation(tmp_path):
+    assert bare_table(tmp_path, groups="one").rows
+    with pytest.raises(ConfigError, match=r"learning_rates: \[0\.1, 0\.2\] .* no validation items"):
+        bare_table(tmp_path, groups="one", learning_rates=[0.1, 0.2])
 
 
 @pytest.mark.ray
@@ -216,13 +252,14 @@ def test_rows_have_their_methods_and_settings():
     assert config.settings_of("mlb").alpha == 0.5
     assert (config.settings_of("strong").method, config.settings_of("strong").alpha) == ("mlb", 4.0)
     assert TableConfig().settings_of("joint").method == "joint"
+    assert set(parse(TableConfig, ["--methods", "mlb", "--balancing.ogm.alpha", "2"]).balancing) == {"mlb"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--methods", "mlbb"], r"balancing\.mlbb\.method: 'mlbb' is not a balancing method.*did you mean 'mlb'"),
-        (["--methods", "mlb", "--balancing.joint.method", "joint"], r"balancing\.joint: the table has no such row"),
+        (["--methods", "mlb", "--balancing.own.method", "joint"], r"balancing\.own: the table has no such row"),
         (["--methods", "mlb,mlb"], "methods: 'mlb' is there twice"),
         (["--train.learning-rate", "0.1"], r"train\.learning_rate: .* give learning_rates"),
         (["--learning-rates", "0.1,0.1"], "learning_rates: .* give different ones"),

@@ -11,6 +11,7 @@ from toy import make_classifier, make_items, make_spec
 
 from raybal.balancing.base import Predictor
 from raybal.balancing.pace import PaceSettings
+from raybal.errors import DivergedError
 from raybal.store import Store
 from raybal.training.checkpoint import Checkpoints
 from raybal.training.evaluate import evaluate
@@ -122,6 +123,26 @@ def test_without_validation_the_last_epoch_is_used_and_written_once(tmp_path):
     assert fit(run)["epoch"] == 4
     assert written == [("epoch", e) for e in (1, 2, 3, 4)]
     assert fit(make_run(tmp_path))["epoch"] == 4
+
+
+def test_training_that_diverges_ends_with_its_epoch(tmp_path):
+    with pytest.raises(DivergedError, match=r"epoch 1: the loss is (nan|inf): training has diverged"):
+        fit(make_run(tmp_path, "joint", optimizer="sgd", learning_rate=1e30, warmup_epochs=0.0))
+
+
+def test_a_warm_start_goes_on_from_other_weights_and_keeps_where_it_began(tmp_path):
+    """Re-learning pulls back to fresh weights, not to those of the round before."""
+    before = make_run(tmp_path / "before", "joint")
+    fit(before)
+    run = make_run(tmp_path / "warm", "diagnosing_relearning", epochs=1, learning_rate=1e-9)
+    fresh = {k: v.clone() for k, v in run.classifier.state_dict().items()}
+    run.warm = {k: v.clone() for k, v in before.classifier.state_dict().items()}
+    fit(run)
+    for name, value in run.classifier.state_dict().items():
+        torch.testing.assert_close(value, run.warm[name], rtol=0, atol=1e-5, msg=name)
+    for name, value in run.method.state_dict().items():
+        if name.startswith("initial."):
+            assert torch.equal(value, fresh[f"encoders.{name.removeprefix('initial.')}"]), name
 
 
 def test_the_pace_of_an_epoch_is_the_mean_over_its_steps(tmp_path):
