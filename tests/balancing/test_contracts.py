@@ -135,7 +135,7 @@ def test_a_wrong_declaration_is_found():
         check_one(Case(Careless), "resume")
 
 
-@pytest.mark.parametrize("name", ["g_blending", "diagnosing_relearning", "multimodal_loss"])
+@pytest.mark.parametrize("name", ["g_blending", "diagnosing_relearning", "mlb"])
 def test_state_that_is_not_saved_is_missed(name):
     class Forgetful(METHODS.get(name)):
         name = "forgetful"
