@@ -30,7 +30,7 @@ from raybal.balancing.base import METHODS, BalancingMethod
 from raybal.balancing.pace import PaceSettings
 from raybal.data.batches import Items
 from raybal.data.schema import Modality
-from raybal.errors import ConfigError
+from raybal.errors import ConfigError, DivergedError
 from raybal.models.classifier import Classifier, ModelSettings, build_classifier
 from raybal.models.encoders import EncoderSettings
 from raybal.models.fusion import FUSIONS
@@ -117,7 +117,7 @@ def check_one(case: Case, name: str) -> None:
     reason = case.cls.exceptions.get(name)
     try:
         CHECKS[name](case)
-    except AssertionError as error:
+    except (AssertionError, DivergedError) as error:
         if reason is None:
             raise AssertionError(f"{case.cls.name}: {name}: {error}") from error
     else:
