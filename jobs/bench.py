@@ -1,6 +1,6 @@
 """Measures raybal beside the plainest code that does the same work: python jobs/bench.py --what all --clips FOLDER"""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,14 +37,14 @@ def main() -> None:
     config = parse(BenchConfig)
     if config.what == "prepare" and config.clips is None:
         raise ConfigError("clips: this key is missing; give a folder of clips to prepare")
-    measurements: dict[str, Callable[[], Iterable[tuple[str, float]]]] = {
-        "seeding": lambda: bench_seeding().items(),
-        "train": lambda: bench_train(config.items, config.seconds, config.cores).items(),
-        "score": lambda: bench_score(config.items, config.seconds, config.cores).items(),
-        "rounds, in process": lambda: bench_rounds(0).items(),
-        "rounds, two workers": lambda: bench_rounds(2).items(),
+    measurements: dict[str, Callable[[], Iterator[tuple[str, float]]]] = {
+        "seeding": lambda: bench_seeding(),
+        "train": lambda: bench_train(config.items, config.seconds, config.cores),
+        "score": lambda: bench_score(config.items, config.seconds, config.cores),
+        "rounds, in process": lambda: bench_rounds(0),
+        "rounds, two workers": lambda: bench_rounds(2),
         "methods": lambda: bench_methods(config.methods, config.seconds),
-        "prepare": lambda: bench_prepare(config.clips or "", config.seconds, config.cores).items(),
+        "prepare": lambda: bench_prepare(config.clips or "", config.seconds, config.cores),
     }
     with cores_of(config.cores):
         for name, measure in measurements.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from raybal.data.schema import Modality
 from raybal.store import Store
 
 
-def bench_prepare(clips: str, seconds: float, cores: int) -> dict[str, float]:
+def bench_prepare(clips: str, seconds: float, cores: int) -> Iterator[tuple[str, float]]:
     """Prepares a folder of clips, repeated under new ids until there is enough work.
 
     Args:
@@ -31,8 +32,8 @@ def bench_prepare(clips: str, seconds: float, cores: int) -> dict[str, float]:
         seconds: least duration of the timed part.
         cores: processes of the bare loop, as many as the cluster has CPUs.
 
-    Returns:
-        Clips a second of both, and their ratio.
+    Yields:
+        (what, value): clips a second of both, and their ratio.
     """
     manifest = read_manifest(clips)
     with tempfile.TemporaryDirectory() as folder:
@@ -42,11 +43,14 @@ def bench_prepare(clips: str, seconds: float, cores: int) -> dict[str, float]:
             rate = _bare(pool, few, f"{folder}/bare-probe")
             many = _repeated(manifest, int(rate * seconds * 1.1) + 1, Path(folder) / "many.parquet")
             bare = _bare(pool, many, f"{folder}/bare")
+        yield "bare clips/s", bare
         prepare(PrepareConfig(input=few, output=f"{folder}/ray-warm"))
         started = time.perf_counter()
         info = prepare(PrepareConfig(input=many, output=f"{folder}/ray"))
         ours = info.counts["items"] / (time.perf_counter() - started)
-    return {"clips": info.counts["items"], "bare clips/s": bare, "raybal clips/s": ours, "ratio": ours / bare}
+    yield "raybal clips/s", ours
+    yield "ratio", ours / bare
+    yield "clips", info.counts["items"]
 
 
 def _repeated(manifest: Manifest, count: int, path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -26,11 +27,11 @@ from raybal.store import Store
 MODEL = "model.safetensors"
 
 
-def bench_score(items: int, seconds: float, cores: int) -> dict[str, float]:
+def bench_score(items: int, seconds: float, cores: int) -> Iterator[tuple[str, float]]:
     """Scores the same items for BMMAL again and again, each way for at least `seconds`.
 
-    Returns:
-        Items a second of both, and their ratio.
+    Yields:
+        (what, value): items a second of both, and their ratio.
     """
     query = BMMALSettings(strategy="bmmal")
     with tempfile.TemporaryDirectory() as folder:
@@ -42,6 +43,7 @@ def bench_score(items: int, seconds: float, cores: int) -> dict[str, float]:
         save_predictor(store, MODEL, spec, model)
         positions = np.arange(len(pool))
         bare = _bare(store.root, pool.store.root, query, np.array_split(positions, cores), seconds)
+        yield "bare items/s", bare
         shards = {s: positions[pool.shard_of == i] for i, s in enumerate(pool.shards)}
         scorers = Scorers(pool.store.root, store.root, query, len(shards), ResourceSettings(scoring_actors=cores))
         scorers.score("warm", shards, MODEL)
@@ -51,7 +53,8 @@ def bench_score(items: int, seconds: float, cores: int) -> dict[str, float]:
             rounds += 1
         ours = rounds * items / (time.perf_counter() - started)
         scorers.stop()
-    return {"bare items/s": bare, "raybal items/s": ours, "ratio": ours / bare}
+    yield "raybal items/s", ours
+    yield "ratio", ours / bare
 
 
 def _bare(store: str, pool: str, query: BMMALSettings, parts: list[np.ndarray], seconds: float) -> float:

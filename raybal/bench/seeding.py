@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from raybal.querying.seeding import d2_seeding
 REPETITIONS = 2
 
 
-def bench_seeding(n: int = 100_000, classes: int = 31, size: int = 512, picks: int = 1000) -> dict[str, float]:
+def bench_seeding(
+    n: int = 100_000, classes: int = 31, size: int = 512, picks: int = 1000
+) -> Iterator[tuple[str, float]]:
     """Chooses items from random factors in both ways, by turns; the best time of each counts.
 
-    Returns:
-        Seconds, their ratio, the bandwidth of the sequential form's passes beside that of a copy, and the sum of
-        squared distances that each leaves (they agree within noise).
+    Yields:
+        (what, value): seconds, their ratio, the bandwidth of the sequential form's passes beside that of a copy, and
+        the sum of squared distances that each leaves (they agree within noise).
     """
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(n, classes, generator=generator).mul(2).softmax(1)
@@ -38,7 +40,7 @@ def bench_seeding(n: int = 100_000, classes: int = 31, size: int = 512, picks: i
     rejection, sequential = min(rejections), min(sequentials)
     pass_bytes = 4 * n * (classes + size)
     copy = copy_bandwidth(pass_bytes)
-    return {
+    found = {
         "sequential s": sequential,
         "rejection s": rejection,
         "times faster": sequential / rejection,
@@ -49,6 +51,7 @@ def bench_seeding(n: int = 100_000, classes: int = 31, size: int = 512, picks: i
         "objective, rejection": _objective(q, h, first),
         "objective, sequential": _objective(q, h, second),
     }
+    yield from found.items()
 
 
 def copy_bandwidth(size: int) -> float:

@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,12 @@ from raybal.training.task import TrainTask
 from raybal.training.worker import train
 
 
-def bench_train(items: int, seconds: float, cores: int, method: str = "multi_loss") -> dict[str, float]:
+def bench_train(items: int, seconds: float, cores: int, method: str = "multi_loss") -> Iterator[tuple[str, float]]:
     """Trains the same model on the same items, each way for at least `seconds`.
 
-    Returns:
-        Items a second of the bare loop, in process, with one Ray Train worker of all cores and with one a core, and
-        the ratios to the bare loop; the median epoch of each.
+    Yields:
+        (what, value): items a second of the bare loop, in process, with one Ray Train worker of all cores and with
+        one a core, and the ratios to the bare loop; the median epoch of each.
     """
     with tempfile.TemporaryDirectory() as folder:
         make_pool(f"{folder}/pool", items)
@@ -46,7 +47,8 @@ def bench_train(items: int, seconds: float, cores: int, method: str = "multi_los
         torch.set_num_threads(cores)
         probe = _bare(pool, spec, labels, settings)
         settings = dataclasses.replace(settings, epochs=max(5, int(seconds / probe) + 2))
-        result = {"bare items/s": items / _bare(pool, spec, labels, settings)}
+        bare = items / _bare(pool, spec, labels, settings)
+        yield "bare items/s", bare
         pairs = list(zip(pool.ids.to_pylist(), labels.tolist(), strict=True))
         ways: dict[str, tuple[int, float]] = {
             "in process": (0, 1),
@@ -65,9 +67,9 @@ def bench_train(items: int, seconds: float, cores: int, method: str = "multi_los
             )
             task.write_items(pairs, [])
             history = train(task, ResourceSettings(cpus_per_worker=cpus))["history"]
-            result[f"{name} items/s"] = items / _epoch_seconds([r["seconds"] for r in history])
-            result[f"{name} ratio"] = result[f"{name} items/s"] / result["bare items/s"]
-    return result
+            ours = items / _epoch_seconds([r["seconds"] for r in history])
+            yield f"{name} items/s", ours
+            yield f"{name} ratio", ours / bare
 
 
 def _epoch_seconds(seconds: list[float]) -> float:
