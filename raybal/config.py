@@ -77,7 +77,9 @@ def parse(cls: type[S], arguments: Sequence[str] | None = None) -> S:
         if key != "config":
             _put(given, key, _value(text, keys[key], key))
     _merge(content, given)
-    return from_plain(cls, content)
+    settings = from_plain(cls, content)
+    settings.check_typed(given)
+    return settings
 
 
 class _Parser(argparse.ArgumentParser):

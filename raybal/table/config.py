@@ -110,6 +110,13 @@ class TableConfig(Settings):
         if len(set(self.learning_rates)) < len(self.learning_rates) or min(self.learning_rates) <= 0:
             raise ConfigError(f"learning_rates: {self.learning_rates} is not accepted; give different ones above 0")
 
+    def check_typed(self, given: Mapping[str, Any]) -> None:
+        for name in given.get("balancing", {}):
+            if name not in self.balancing:
+                raise ConfigError(
+                    f"balancing.{name}: the table has no such row; methods are {', '.join(self.balancing)}"
+                )
+
     def settings_of(self, row: str) -> BalancingSettings:
         """Returns the balancing settings of a row."""
         if row in self.balancing:

@@ -24,6 +24,7 @@ from raybal.predictor import load_predictor
 from raybal.settings import from_plain
 from raybal.store import Store
 from raybal.table import run as table_run
+from raybal.table import work as table_work
 from raybal.table.cells import Cell
 from raybal.table.config import TableConfig
 from raybal.table.run import run_table
@@ -252,7 +253,24 @@ def test_rows_have_their_methods_and_settings():
     assert config.settings_of("mlb").alpha == 0.5
     assert (config.settings_of("strong").method, config.settings_of("strong").alpha) == ("mlb", 4.0)
     assert TableConfig().settings_of("joint").method == "joint"
-    assert set(parse(TableConfig, ["--methods", "mlb", "--balancing.ogm.alpha", "2"]).balancing) == {"mlb"}
+
+
+def test_a_file_may_have_settings_for_a_larger_table(tmp_path):
+    (tmp_path / "all.yaml").write_text("balancing: {mlb: {alpha: 3}, ogm: {alpha: 2}}")
+    config = parse(TableConfig, ["--config", str(tmp_path / "all.yaml"), "--methods", "mlb"])
+    assert set(config.balancing) == {"mlb"}
+    assert config.settings_of("mlb").alpha == 3
+
+
+def test_a_long_run_says_once_a_minute_how_far_it_is(monkeypatch, caplog):
+    now = 0.0
+    monkeypatch.setattr(table_work, "time", SimpleNamespace(monotonic=lambda: now))
+    on_epoch = table_work._sign_of_life(Cell("mlb", 0.001, 3), 7)
+    with caplog.at_level("INFO"):
+        for epoch in range(1, 8):
+            now = 20.0 * epoch
+            on_epoch({"epoch": epoch, "loss": 1 / epoch})
+    assert [r.getMessage() for r in caplog.records] == ["mlb, learning rate 0.001, seed 3: epoch 4 of 7, loss 0.250"]
 
 
 @pytest.mark.parametrize(
@@ -263,6 +281,7 @@ def test_rows_have_their_methods_and_settings():
         (["--methods", "mlb,mlb"], "methods: 'mlb' is there twice"),
         (["--train.learning-rate", "0.1"], r"train\.learning_rate: .* give learning_rates"),
         (["--learning-rates", "0.1,0.1"], "learning_rates: .* give different ones"),
+        (["--methods", "mlb", "--balancing.ogm.alpha", "2"], r"balancing\.ogm: the table has no such row; .* mlb$"),
         (["--methods", "../x"], r"balancing\.\.\./x\.method|a row's name has letters"),
     ],
 )
