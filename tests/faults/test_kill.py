@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from raybal.config import LoopConfig, parse
 from raybal.data.plan import PrepareConfig
@@ -55,8 +56,9 @@ def arguments(pool: Path, store: Path) -> list[str]:
 def run_until(pool: Path, store: Path, reached: Callable[[], bool] | None) -> str:
     """Runs the job, kills it as soon as something is reached, and returns what it printed."""
     command = [sys.executable, str(ROOT / "jobs" / "al_loop.py"), *arguments(pool, store)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    environment.pop("RAY_ADDRESS", None)
+    # On the cluster of all tests, which outlives the driver.
+    address = ray.get_runtime_context().gcs_address
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "RAY_ADDRESS": address}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
