@@ -16,6 +16,8 @@ from raybal.errors import DataError
 SHARE = 1 / 8
 #: Bytes copied at a time.
 CHUNK = 1 << 26
+#: Where a container finds the memory that it was given.
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def room(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
@@ -28,7 +30,7 @@ def room(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
         DataError: there is no room for the file.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size <= SHARE * memory():
+    if size <= SHARE * total_memory():
         return np.zeros(shape, dtype)
     try:
         with tempfile.TemporaryFile(prefix="raybal-") as file:
@@ -51,10 +53,10 @@ def take(array: NDArray, positions: NDArray[np.int64]) -> NDArray:
     return found
 
 
-def memory() -> int:
+def total_memory() -> int:
     """Returns the bytes of memory that this machine, or container, has."""
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        return min(whole, int(CGROUP_LIMIT.read_text()))
     except (OSError, ValueError):
         return whole
