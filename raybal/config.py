@@ -23,6 +23,7 @@ from raybal.querying.base import QuerySettings
 from raybal.querying.bmmal import BMMALSettings
 from raybal.resources import ResourceSettings
 from raybal.settings import Settings, describe, from_plain, setting
+from raybal.stopping import StopSettings
 from raybal.store import Store, yaml_problem
 from raybal.training.settings import TrainSettings
 
@@ -46,6 +47,7 @@ class LoopConfig(Settings):
     balancing: BalancingSettings = setting(factory=MLBSettings, help="what keeps the modalities balanced")
     train: TrainSettings = setting(factory=TrainSettings, help="how a model is trained in each round")
     query: QuerySettings = setting(factory=lambda: BMMALSettings(strategy="bmmal"), help="what chooses the next items")
+    stop: StopSettings = setting(factory=StopSettings, help="when to end before the label budget is spent")
     labelling: LabellingSettings = setting(factory=LabellingSettings, help="where labels come from")
     resources: ResourceSettings = setting(factory=ResourceSettings, help="what may be used of the cluster")
 

@@ -21,6 +21,8 @@ from raybal.labelling.base import Labeller
 from raybal.labelling.oracle import Oracle
 from raybal.labelling.table import TableLabeller
 from raybal.predictor import PredictorSpec
+from raybal.querying.base import STRATEGIES, QueryStrategy, build_strategy
+from raybal.querying.random import Random
 from raybal.rounds import Round, asked_in
 from raybal.store import Store
 
@@ -52,7 +54,7 @@ class Experiment:
         if not len(self.pool.positions_in("train")):
             raise DataError(f"pool {config.pool} has no item in its train split")
         self.config.train.resolve_device()
-        self.spec.build()
+        self._check_strategies()
         self.labeller = self._labeller()
         for split in ("val", "test"):
             self._labelled(split)
@@ -94,6 +96,24 @@ class Experiment:
             wanted = query.initial_size or (0 if self.initial else query.size)
         left = self.config.label_budget - len(asked_in(self.store, before=current.number))
         return min(wanted, left, len(self.candidates(current)))
+
+    def chooses_initially(self, current: Round) -> bool:
+        """Returns whether a round without a trained model chooses otherwise than at random."""
+        return self.config.query.initial != Random.name and self.size(current) > 0
+
+    def strategy(self, current: Round) -> QueryStrategy:
+        """Returns the strategy that chooses in a round."""
+        query = self.config.query
+        if current.model_before is None:
+            return self._initial_strategy
+        return STRATEGIES.get(query.strategy)(query)
+
+    def labelled(self, current: Round) -> NDArray[np.int64]:
+        """Returns positions of the labelled items of the training split, as the newest model before a round knew
+        them."""
+        before = current.trained_before
+        positions = self.pool.positions(sorted(before.trained_on() if before is not None else self.initial))
+        return positions[np.isin(positions, self.pool.positions_in("train"))]
 
     # What is learnt from.
 
@@ -156,6 +176,25 @@ class Experiment:
         if len(set(classes)) < 2 or len(set(classes)) < len(classes) or "" in classes:
             raise ConfigError(f"labelling.classes: {list(classes)} is not accepted; give two or more different names")
         return classes
+
+    @property
+    def _initial_strategy(self) -> QueryStrategy:
+        query = self.config.query
+        if query.initial == query.strategy:
+            return STRATEGIES.get(query.strategy)(query)
+        return build_strategy(query.initial, query, features=query.initial_features)
+
+    def _check_strategies(self) -> None:
+        classifier, method = self.spec.build()
+        predictor = method.predictor(classifier)
+        query, initial = self.config.query, self._initial_strategy
+        if not initial.cold:
+            cold = [name for name in STRATEGIES.names() if STRATEGIES.get(name).cold]
+            raise ConfigError(
+                f"query.initial: {query.initial!r} is not accepted; without a trained model there are {', '.join(cold)}"
+            )
+        initial.check(predictor)
+        STRATEGIES.get(query.strategy)(query).check(predictor)
 
     def _labeller(self) -> Labeller:
         settings = self.config.labelling

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from raybal import hashing, memory
 from raybal.config import LoopConfig
@@ -30,12 +32,14 @@ from raybal.errors import shorten
 from raybal.experiment import BEGUN, Experiment
 from raybal.labelling.journal import Answer, Journal, Labels
 from raybal.lease import Lease
-from raybal.predictor import load_predictor
+from raybal.predictor import load_predictor, save_predictor
 from raybal.querying.actors import Scorers, Selection
 from raybal.querying.base import Query, Request
+from raybal.querying.scoring import read_holder
 from raybal.report.page import write_report
 from raybal.resources import capacity, check_place, cluster
-from raybal.rounds import PHASES, Round, asked_in
+from raybal.rounds import LABELLED, PHASES, Round, asked_in
+from raybal.stopping import Progress, kappa, reason_to_stop
 from raybal.store import Store
 from raybal.training.evaluate import evaluate, mean_contributions
 from raybal.training.task import TrainTask
@@ -123,6 +127,9 @@ class Loop:
             return False
         left = [phase for phase in PHASES if not current.done(phase)]
         for phase in left:
+            if phase in ("score", "select") and (why := self._reason_to_stop(current)):
+                log.info("the loop stops before round %d: %s", current.number, why)
+                return False
             started = time.monotonic()
             log.info("round %d: %s", current.number, phase)
             facts = getattr(self, f"_{phase}")(current)
@@ -140,25 +147,40 @@ class Loop:
     def _score(self, current: Round) -> dict[str, Any]:
         model = current.model_before
         if model is None:
-            return {"items": 0}
+            if not self.experiment.chooses_initially(current):
+                return {"items": 0}
+            # An untrained model tells nothing of classes, but its embeddings say what is alike.
+            model = f"{current.folder}/initial.safetensors"
+            weights = self.experiment.spec.build()[0].state_dict()
+            save_predictor(self.store, model, self.experiment.spec, {f"model.{k}": v for k, v in weights.items()})
         candidates = self.experiment.candidates(current)
-        shard_of = self.pool.shard_of[candidates]
-        shards = {self.pool.shards[s]: candidates[shard_of == s] for s in np.unique(shard_of)}
-        self.scorers.score(current.scores, shards, model)
-        return {"items": len(candidates), "shards": sorted(shards)}
+        shards = self._by_shard(candidates)
+        labelled = self._by_shard(self.experiment.labelled(current), LABELLED)
+        self.scorers.score(current.scores, shards | labelled, model, self.experiment.strategy(current))
+        return {"items": len(candidates), "shards": sorted(shards), "labelled": sorted(labelled)}
+
+    def _by_shard(self, positions: NDArray[np.int64], prefix: str = "") -> dict[str, NDArray[np.int64]]:
+        shard_of = self.pool.shard_of[positions]
+        return {prefix + self.pool.shards[s]: positions[shard_of == s] for s in np.unique(shard_of)}
 
     def _select(self, current: Round) -> dict[str, Any]:
-        request = Request(self.experiment.size(current), self.experiment.seed("query", current))
-        if current.model_before is None:
+        size, seed = self.experiment.size(current), self.experiment.seed("query", current)
+        scored = current.facts("score")
+        if not scored["items"]:
             ids = self.pool.ids_at(self.experiment.candidates(current))
-            chosen = [ids[p] for p in hashing.order(ids, request.seed)[: request.size]]
-            query = Query(chosen, [0.0] * len(chosen), ["no model yet: at random"] * len(chosen))
-            selection = Selection(query, items={}, pool={})
+            chosen = [ids[p] for p in hashing.order(ids, seed)[:size]]
+            selection = Selection(Query(chosen, [0.0] * len(chosen), ["no model yet: at random"] * len(chosen)))
         else:
-            selection = self.scorers.select(current.scores, current.facts("score")["shards"], request)
+            files = [f"{current.scores}/{name}.parquet" for name in scored["labelled"]]
+            labelled = read_holder(self.store, files) if files else None
+            request = Request(size, seed, len(self.experiment.classes), labelled)
+            strategy = self.experiment.strategy(current)
+            selection = self.scorers.select(current.scores, scored["shards"], request, strategy)
+            if current.model_before is None:
+                selection = selection.without_predictions()
         table = _query_table(selection, self.pool.info.names)
         self.store.write_table(f"{current.folder}/query.parquet", table)
-        return {"items": len(table), "pool": selection.pool}
+        return {"items": len(table), "pool": selection.pool, "balance": selection.balance}
 
     def _ask(self, current: Round) -> dict[str, Any]:
         ids = current.query()["id"].to_pylist()
@@ -227,16 +249,36 @@ class Loop:
         }
         return facts
 
+    def _reason_to_stop(self, current: Round) -> str | None:
+        """Returns why no more labels are wanted, or None."""
+        earlier = [Round(self.store, number) for number in range(current.number)]
+        trained = [r for r in earlier if r.facts("train")["history"]]
+        progress = Progress(
+            labels=[self.experiment.label_count(r) for r in trained],
+            accuracy=[_validation_accuracy(r.facts("train")) for r in trained],
+            agreement=self._agreement(current),
+            size=self.experiment.size(current),
+        )
+        return reason_to_stop(progress, self.config.stop)
+
+    def _agreement(self, current: Round) -> float | None:
+        """Returns how far the last two models agree on what both have scored, once they have."""
+        if self.config.stop.agreement is None or current.trained_before is None or not current.done("score"):
+            return None
+        if current.before.trained_before is None:
+            return None
+        one, other = (r.predictions(r.facts("score")["shards"]) for r in (current, current.before))
+        found = pc.index_in(one["id"], other["id"])
+        return kappa(one["predicted"].to_numpy(), other["predicted"].take(found).to_numpy())
+
     # What the phases use.
 
     @property
     def scorers(self) -> Scorers:
         """The scoring actors, started when they are first needed."""
         if self._scorers is None:
-            config = self.config
-            self._scorers = Scorers(
-                self.pool.store.root, self.store.root, config.query, len(self.pool.shards), config.resources
-            )
+            roots = self.pool.store.root, self.store.root
+            self._scorers = Scorers(*roots, len(self.pool.shards), self.config.resources)
         return self._scorers
 
     def _training_needs_scorers_gpus(self) -> bool:
@@ -265,17 +307,28 @@ class Loop:
         return labels
 
 
+def _validation_accuracy(facts: dict[str, Any]) -> float | None:
+    """Returns the validation accuracy of the model that a training phase kept, or None without validation items."""
+    kept = facts["history"][facts["epoch"] - 1]["validation"]
+    return kept["fused"]["accuracy"] if kept else None
+
+
 def _query_table(selection: Selection, modalities: Sequence[str]) -> pa.Table:
     query = selection.query
-    unknown: dict[str, Any] = {"predicted": None, "confidence": None, "contribution": [None] * len(modalities)}
-    rows = [selection.items.get(i, unknown) for i in query.ids]
+    rows = [selection.items.get(i, {}) for i in query.ids]
     columns = {
         "id": pa.array(query.ids, pa.string()),
         "score": pa.array(query.score, pa.float64()),
         "reason": pa.array(query.reason, pa.string()),
-        "predicted": pa.array([r["predicted"] for r in rows], pa.int32()),
-        "confidence": pa.array([r["confidence"] for r in rows], pa.float64()),
+        "predicted": pa.array([r.get("predicted") for r in rows], pa.int32()),
+        "confidence": pa.array([r.get("confidence") for r in rows], pa.float64()),
+        "stands_for": pa.array([r.get("stands_for") for r in rows], pa.int64()),
+        "nearest_labelled": pa.array([r.get("nearest_labelled") for r in rows], pa.string()),
+        "labelled_distance": pa.array([r.get("labelled_distance") for r in rows], pa.float64()),
     }
     for k, m in enumerate(modalities):
-        columns[f"contribution_{m}"] = pa.array([r["contribution"][k] for r in rows], pa.float64())
+        shares = [r["contribution"][k] if "contribution" in r else None for r in rows]
+        columns[f"contribution_{m}"] = pa.array(shares, pa.float64())
+    for name in query.parts[0] if query.parts else ():
+        columns[f"score_{name}"] = pa.array([part[name] for part in query.parts], pa.float64())
     return pa.table(columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,15 @@ from raybal.store import Store
 
 PHASES = ("score", "select", "ask", "train", "evaluate")
 MODEL = "model.safetensors"
+#: What the names of score files of labelled items begin with.
+LABELLED = "labelled-"
 
 
 @dataclass(frozen=True)
 class Round:
     """One round of an experiment, in its folder of the store.
 
-    rounds/003/scores/<shard>.parquet
+    rounds/003/scores/<shard>.parquet, labelled-<shard>.parquet
     rounds/003/query.parquet         the items asked for, with the reason for each
     rounds/003/train/                items, checkpoints, model
     rounds/003/<phase>.yaml          the phase's marker: what it did and how long it took
@@ -52,10 +55,15 @@ class Round:
         return Round(self.store, self.number - 1)
 
     @property
+    def trained_before(self) -> Round | None:
+        """The newest of the rounds before it that left a model; None where nothing could be trained yet."""
+        earlier = (Round(self.store, number) for number in reversed(range(self.number)))
+        return next((r for r in earlier if self.store.exists(r.model)), None)
+
+    @property
     def model_before(self) -> str | None:
-        """The name of the newest model of the rounds before it; None where nothing could be trained yet."""
-        models = (Round(self.store, number).model for number in reversed(range(self.number)))
-        return next((model for model in models if self.store.exists(model)), None)
+        """The name of the newest model of the rounds before it."""
+        return None if self.trained_before is None else self.trained_before.model
 
     def done(self, phase: str) -> bool:
         """Returns whether a phase is finished."""
@@ -72,6 +80,11 @@ class Round:
     def query(self) -> pa.Table:
         """Returns the items asked for."""
         return self.store.read_table(f"{self.folder}/query.parquet")
+
+    def predictions(self, shards: Sequence[str]) -> pa.Table:
+        """Returns id and predicted (class index) of the candidates scored in some shards."""
+        files = [f"{self.scores}/{shard}.parquet" for shard in shards]
+        return pa.concat_tables([self.store.read_table(file, columns=["id", "predicted"]) for file in files])
 
     def trained_on(self) -> dict[str, str]:
         """Returns the part ("train" or "validation") of each item of its training run, by id; none without a run."""

@@ -204,7 +204,7 @@ def test_naming_the_same_method_in_a_later_file_keeps_its_options(write):
             ["--balancing.method", "mlbb"],
             ["'mlbb'", f"one of {', '.join(METHODS.names())} (did you mean 'mlb'?)"],
         ),
-        (["--query.strategy", "bagde"], ["'bagde'", "badge, bmmal, entropy, margin, random", "did you mean 'badge'?"]),
+        (["--query.strategy", "bagde"], ["'bagde'", "badge, bald, bmmal, by_modality, ", "did you mean 'badge'?"]),
         (["--balancing.method", "joint", "--balancing.alpha", "2"], ["balancing.alpha:", "balancing has method"]),
         (["--query.strategy", "random", "--query.modulate", "weak"], ["query.modulate:", "query has strategy, size"]),
         (["--balancing.alpa", "2"], ["--balancing.alpa:", "no such option", "did you mean '--balancing.alpha'?"]),
@@ -303,8 +303,8 @@ def test_what_defines_an_experiment():
     assert not leaves_out & set(found)
     assert not any(key.startswith("resources") for key in found)
     wanted = set(keys_of(LoopConfig)) | {f"balancing.{key}" for key in keys_of(MLBSettings)}
-    wanted |= {"query.proposals", "query.modulate"}
-    wanted -= leaves_out | {"labelling.accept_partial"} | {k for k in wanted if k.startswith("resources.")}
+    wanted |= {"query.proposals", "query.modulate", "query.seeding", "query.from_labelled"}
+    wanted -= leaves_out | {"labelling.accept_partial"} | {k for k in wanted if k.startswith(("resources.", "stop."))}
     assert set(found) == wanted
     assert found["train.epochs"] == config.train.epochs
     # It is kept as YAML and compared with what comes back.

@@ -98,6 +98,12 @@ class Predictor:
         """Maps fusion inputs and a mask bool [B, M] to logits [B, C]."""
         return self.classifier.fuse(fusion_inputs, present)
 
+    def linear_weights(self) -> dict[str, Tensor] | None:
+        """Returns weights {m: [C, d_m]} such that the logits are sum_m W_m z_m and a constant, or None if they are not
+        linear in the embeddings."""
+        own = type(self).logits is Predictor.logits
+        return self.classifier.fusion.linear_weights() if own else None
+
     @torch.no_grad()
     def encode(self, inputs: Mapping[str, Tensor], present: Tensor) -> Encoded:
         """Runs the encoders once, and nothing else: what `logits` takes, whatever is masked."""

@@ -34,6 +34,7 @@ def bench_score(items: int, seconds: float, cores: int) -> Iterator[tuple[str, f
         (what, value): items a second of both, and their ratio.
     """
     query = BMMALSettings(strategy="bmmal")
+    strategy = STRATEGIES.get(query.strategy)(query)
     with tempfile.TemporaryDirectory() as folder:
         make_pool(f"{folder}/pool", items)
         pool, store = Pool(f"{folder}/pool"), Store(f"{folder}/store")
@@ -45,11 +46,11 @@ def bench_score(items: int, seconds: float, cores: int) -> Iterator[tuple[str, f
         bare = _bare(store.root, pool.store.root, query, np.array_split(positions, cores), seconds)
         yield "bare items/s", bare
         shards = {s: positions[pool.shard_of == i] for i, s in enumerate(pool.shards)}
-        scorers = Scorers(pool.store.root, store.root, query, len(shards), ResourceSettings(scoring_actors=cores))
-        scorers.score("warm", shards, MODEL)
+        scorers = Scorers(pool.store.root, store.root, len(shards), ResourceSettings(scoring_actors=cores))
+        scorers.score("warm", shards, MODEL, strategy)
         rounds, started = 0, time.perf_counter()
         while time.perf_counter() - started < seconds:
-            scorers.score(f"scores-{rounds}", shards, MODEL)
+            scorers.score(f"scores-{rounds}", shards, MODEL, strategy)
             rounds += 1
         ours = rounds * items / (time.perf_counter() - started)
         scorers.stop()

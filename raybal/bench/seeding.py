@@ -70,4 +70,4 @@ def _timed(function: Callable[[], object]) -> tuple[float, object]:
 def _objective(q: torch.Tensor, h: torch.Tensor, picks: object) -> float:
     rows = torch.as_tensor(picks)
     sample = torch.arange(0, len(q), max(1, len(q) // 2000))
-    return float(exact_distances(q[sample], h[sample], q[rows], h[rows]).min(1).mean())
+    return float(exact_distances(q[sample], h[sample], q[rows], h[rows]).amin(1).mean())

@@ -49,6 +49,11 @@ class Fusion(nn.Module, ABC):
         fusion is not additive."""
         return None
 
+    def linear_weights(self) -> dict[str, Tensor] | None:
+        """Returns weights {m: [C, d_m]} such that the logits are sum_m W_m z_m and a constant, or None if the fusion
+        is not linear."""
+        return None
+
 
 class EmbeddingFusion(Fusion):
     """Base of the fusion heads that see one embedding a modality."""
@@ -101,6 +106,9 @@ class Concat(EmbeddingFusion):
         share = self.bias / len(self.modalities)
         return {m: self.parts[m](embeddings[m]) + share for m in self.modalities}
 
+    def linear_weights(self) -> dict[str, Tensor]:
+        return {m: weight for m, (weight, *_) in _parameters(self.parts).items()}
+
 
 class Sum(EmbeddingFusion):
     """The sum of one linear classifier a modality, each with its own bias (the OGM-GE repository's sum fusion)."""
@@ -120,6 +128,9 @@ class Sum(EmbeddingFusion):
 
     def partial_logits(self, embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {m: self.parts[m](embeddings[m]) for m in self.modalities}
+
+    def linear_weights(self) -> dict[str, Tensor]:
+        return {m: weight for m, (weight, *_) in _parameters(self.parts).items()}
 
 
 class MLP(EmbeddingFusion):

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,14 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from raybal import hashing, memory
+from raybal import memory
 from raybal.data.pool import Pool
 from raybal.errors import RaybalError
 from raybal.predictor import load_predictor
-from raybal.querying.base import STRATEGIES, Holder, Query, QuerySettings, QueryStrategy, Request
-from raybal.querying.explain import describe_items, summarise_pool
-from raybal.querying.scoring import read_columns, score_shard
+from raybal.querying.balance import balance_of, select
+from raybal.querying.base import Candidates, Holder, Query, QueryStrategy, Request
+from raybal.querying.explain import describe_items, explain_items, summarise_pool
+from raybal.querying.scoring import read_holder, score_shard
 from raybal.resources import ResourceSettings, scoring_options
 from raybal.store import Store
 
@@ -41,9 +42,8 @@ class PoolActor:
     Nothing is opened when it is made: an error there would reach the driver as that of a dead actor.
     """
 
-    def __init__(self, pool: str, store: str, settings: QuerySettings) -> None:
+    def __init__(self, pool: str, store: str) -> None:
         self.roots = (pool, store)
-        self.settings = settings
         self.model: tuple[str, Any] = ("", None)
         self.holder: Holder | None = None
         memory.keep_freed()
@@ -59,42 +59,33 @@ class PoolActor:
         return Store(self.roots[1])
 
     @functools.cached_property
-    def strategy(self) -> QueryStrategy:
-        """The query strategy that says what is kept of each item."""
-        return STRATEGIES.get(self.settings.strategy)(self.settings)
-
-    @functools.cached_property
     def device(self) -> torch.device:
         """Where the model runs."""
         return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
 
     def ready(self) -> None:
         """Returns when the actor has started and has found its pool and its store."""
-        _ = self.pool, self.store, self.strategy
+        _ = self.pool, self.store
 
-    def score(self, folder: str, shard: str, positions: NDArray[np.int64], model: str) -> int:
-        """Writes the scores of one shard's items to `folder`; returns how many they are."""
+    def score(self, file: str, positions: NDArray[np.int64], model: str, strategy: QueryStrategy) -> int:
+        """Writes the scores of items of one shard, with what the strategy keeps of each; returns how many they are."""
         if self.model[0] != model:
             self.model = (model, load_predictor(self.store, model, self.device)[0])
         table = score_shard(
             self.pool,
             positions,
             self.model[1],
-            self.strategy,
+            strategy,
             device=self.device,
-            batch_size=self.settings.batch_size,
+            batch_size=strategy.settings.batch_size,
         )
-        self.store.write_table(f"{folder}/{shard}.parquet", table, compression="none")
+        self.store.write_table(file, table, compression="none")
         return len(table)
 
-    def hold(self, folder: str, shards: list[str]) -> int:
-        """Reads scored shards, at least one, into memory; returns the number of items held."""
-        tables = [self.store.read_table(f"{folder}/{shard}.parquet") for shard in shards]
-        ids = [i for table in tables for i in table["id"].to_pylist()]
-        parts = [read_columns(table) for table in tables]
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        self.holder = Holder(ids, hashing.hash_ids(ids), columns)
-        return len(ids)
+    def hold(self, files: list[str]) -> int:
+        """Takes scored shards, at least one; returns the number of items held."""
+        self.holder = read_holder(self.store, files)
+        return len(self.holder.ids)
 
     def rest(self) -> None:
         """Gives back free memory: training may come before the next time."""
@@ -127,14 +118,32 @@ class Selection:
 
     Attributes:
         query: the items chosen.
-        items: prediction, confidence and contributions of each of them, by id; none where there was no model.
-        pool: number, mean contribution, dominance and predicted classes of all candidates; nothing where there was no
-            model or no candidate.
+        items: prediction, confidence, contributions of each of them, what it stands for and what labelled item is
+            nearest, by id; none where nothing was scored.
+        pool: number, mean contribution, dominance and predicted classes of all candidates; nothing where nothing was
+            scored or no candidate is left.
+        balance: how balanced the query is.
     """
 
     query: Query
-    items: dict[str, dict[str, Any]]
-    pool: dict[str, Any]
+    items: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pool: dict[str, Any] = field(default_factory=dict)
+    balance: dict[str, Any] = field(default_factory=dict)
+
+    def without_predictions(self) -> Selection:
+        """Returns what is left where the model was not trained: where items lie, but not what they are."""
+        kept = ("stands_for", "nearest_labelled", "labelled_distance")
+        return Selection(self.query, {i: {k: f[k] for k in kept if k in f} for i, f in self.items.items()})
+
+
+def select_and_explain(strategy: QueryStrategy, candidates: Candidates, request: Request) -> Selection:
+    """Selects a query and looks up what was chosen."""
+    query = select(strategy, candidates, request)
+    items, pool = describe_items(candidates, query.ids), summarise_pool(candidates)
+    balance = balance_of(items, pool)
+    for i, facts in explain_items(candidates, strategy, query, request.labelled).items():
+        items[i] |= facts
+    return Selection(query, items, pool, balance)
 
 
 class Scorers:
@@ -142,19 +151,15 @@ class Scorers:
 
     Args:
         pool, store: roots.
-        settings: of the query.
         shards: number of shards of the pool.
         resources: what may be used.
     """
 
-    def __init__(
-        self, pool: str, store: str, settings: QuerySettings, shards: int, resources: ResourceSettings
-    ) -> None:
-        self.settings = settings
+    def __init__(self, pool: str, store: str, shards: int, resources: ResourceSettings) -> None:
         self.store = Store(store)
         count, options = scoring_options(shards, resources)
         kind: Any = ray.remote(PoolActor)
-        started = [kind.options(**options).remote(pool, store, settings) for _ in range(count)]
+        started = [kind.options(**options).remote(pool, store) for _ in range(count)]
         # On a cluster that grows, some may come late or never.
         self._starting = {actor.ready.remote(): actor for actor in started}
         self.actors: list[Any] = []
@@ -165,12 +170,13 @@ class Scorers:
             ray.kill(actor)
         self.actors, self._starting = [], {}
 
-    def score(self, folder: str, shards: dict[str, NDArray[np.int64]], model: str) -> None:
-        """Scores every shard that has no finished file in `folder` yet.
+    def score(self, folder: str, shards: dict[str, NDArray[np.int64]], model: str, strategy: QueryStrategy) -> None:
+        """Scores what has no finished file in `folder` yet.
 
         Args:
-            shards: positions in the pool of the items to score, by shard.
+            shards: positions in the pool of the items to score, each file's of one shard, by the name of the file.
             model: name of the predictor in the store.
+            strategy: says what is kept of each item.
         """
         done = {name.removesuffix(".parquet") for name in self.store.names(folder)}
         left = deque(shard for shard in shards if shard not in done)
@@ -182,7 +188,8 @@ class Scorers:
         while left or running:
             while left and idle:
                 actor, shard = idle.pop(), left.popleft()
-                running[actor.score.remote(folder, shard, shards[shard], model)] = (actor, shard)
+                file = f"{folder}/{shard}.parquet"
+                running[actor.score.remote(file, shards[shard], model, strategy)] = (actor, shard)
             (ref,), _ = ray.wait([*running, *self._starting], num_returns=1)
             if ref in self._starting:
                 idle += self._join(ref)
@@ -199,13 +206,12 @@ class Scorers:
             rate = items / max(time.monotonic() - started, 1e-9)
             log.info("scored %s: %d of %d shards, %.0f items/s", shard, number, total, rate)
 
-    def select(self, folder: str, shards: Sequence[str], request: Request) -> Selection:
+    def select(self, folder: str, shards: Sequence[str], request: Request, strategy: QueryStrategy) -> Selection:
         """Selects a query from scored shards and looks up what was chosen; starts over if an actor is lost meanwhile.
 
         Raises:
             RaybalError: no actor is left, or one is lost in every attempt.
         """
-        strategy = STRATEGIES.get(self.settings.strategy)(self.settings)
         lost: Exception | None = None
         for attempt in range(ATTEMPTS):
             if lost is not None:
@@ -213,8 +219,7 @@ class Scorers:
                 self._drop_dead()
             try:
                 candidates = self._hold(folder, shards)
-                query = strategy.select(candidates, request)
-                selection = Selection(query, describe_items(candidates, query.ids), summarise_pool(candidates))
+                selection = select_and_explain(strategy, candidates, request)
             except (ray.exceptions.RayActorError, HolderLostError) as error:
                 lost = error
                 continue
@@ -229,7 +234,8 @@ class Scorers:
             (ref,), _ = ray.wait([*self._starting], num_returns=1)
             self._join(ref)
         holders = self.actors[: len(shards)]
-        ray.get([a.hold.remote(folder, list(shards[i :: len(holders)])) for i, a in enumerate(holders)])
+        files = [f"{folder}/{shard}.parquet" for shard in shards]
+        ray.get([a.hold.remote(files[i :: len(holders)]) for i, a in enumerate(holders)])
         return ActorCandidates(holders)
 
     def _join(self, ref: Any) -> list[Any]:

@@ -6,12 +6,14 @@ A strategy is one class in one file. `columns` runs where items are scored and r
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +24,26 @@ from raybal.models.classifier import Encoded
 from raybal.registry import Registry
 from raybal.settings import Settings, setting
 
+#: The column of embeddings [n, D].
+EMBEDDING = "z"
+
+
+@dataclass(frozen=True)
+class QuotaSettings(Settings):
+    """Limits to how unbalanced a query may be."""
+
+    dominated: float | None = setting(
+        None, gt=0, le=1, help="largest share of a query that one modality may dominate; none: any"
+    )
+    predicted: float | None = setting(
+        None, gt=0, le=1, help="largest share of a query that the model may put into one class; none: any"
+    )
+    contribution: float | None = setting(
+        None,
+        gt=0,
+        help="largest difference of a modality's mean contribution in the query from that in the pool; none: any",
+    )
+
 
 @dataclass(frozen=True)
 class QuerySettings(Settings):
@@ -31,6 +53,21 @@ class QuerySettings(Settings):
     size: int = setting(60, ge=1, help="items asked for in each round")
     initial_size: int | None = setting(None, ge=1, help="items of the first, random round; none: as `size`")
     batch_size: int = setting(128, ge=1, help="items scored at a time")
+    initial: str = setting(
+        "random", help="strategy of the first round, which has no trained model: random, typiclust or probcover"
+    )
+    initial_features: str = setting(
+        "joint",
+        help="whose embeddings the first round chooses by, as the untrained model gives them (best with weights of "
+        "one's own): joint, or one modality",
+    )
+    explain: bool = setting(
+        True,
+        help="say for each item which labelled item is nearest and how many items it stands for (needs its embedding, "
+        "4 bytes a number)",
+    )
+    half: bool = setting(False, help="keep embeddings in half precision")
+    quota: QuotaSettings = setting(factory=QuotaSettings, help="limits to how unbalanced a query may be")
 
     @classmethod
     def resolve(cls, content: Mapping[str, Any]) -> type[QuerySettings]:
@@ -61,10 +98,25 @@ class Request:
     Attributes:
         size: number of items; all that are left if there are fewer.
         seed: of its draws.
+        classes: number of classes.
+        labelled: the items that have a label already, with the same columns as candidates; which label is not said.
+            None where there is none.
+        chosen: what the same query has chosen before; None at first.
     """
 
     size: int
     seed: int
+    classes: int = 2
+    labelled: Holder | None = None
+    chosen: Holder | None = None
+
+    def known(self, *, labelled: bool = True) -> Holder | None:
+        """Returns the items that count as chosen: those chosen before and, if wanted, those with labels."""
+        parts = [h for h in (self.labelled if labelled else None, self.chosen) if h is not None]
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        columns = {name: np.concatenate([h.columns[name] for h in parts]) for name in parts[0].columns}
+        return Holder([i for h in parts for i in h.ids], np.concatenate([h.keys for h in parts]), columns)
 
 
 @dataclass
@@ -75,11 +127,16 @@ class Query:
         ids: their ids.
         score: the strategy's number for each.
         reason: why each was chosen, in words.
+        parts: what the score of each is made of, by name; the same names for all.
+        cells: how many candidates are nearer to each than to the others, itself among them, in the metric of the
+            choice; None where the strategy does not find out by itself.
     """
 
     ids: list[str]
     score: list[float]
     reason: list[str]
+    parts: list[dict[str, float]] = field(default_factory=list)
+    cells: list[int] | None = None
 
 
 class Holder:
@@ -134,13 +191,28 @@ class QueryStrategy(ABC):
 
     name: ClassVar[str]
     Settings: ClassVar[type[QuerySettings]] = QuerySettings
+    #: Whether it needs no trained model, so that it can choose the first items.
+    cold: ClassVar[bool] = False
 
     def __init__(self, settings: QuerySettings) -> None:
         self.settings = settings
 
+    def check(self, predictor: Predictor) -> None:  # noqa: B027 - most can choose with any
+        """Checks that the strategy can choose with such a predictor.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+
     def columns(self, predictor: Predictor, scored: Scored) -> dict[str, Tensor]:
         """Returns per-item columns [n, ...] that `select` needs, beside those that every scoring keeps."""
         return {}
+
+    def factors(self, holder: Holder) -> tuple[Tensor, Tensor]:
+        """Returns the factors (q [n, C], h [n, D]) of the embeddings in whose metric items are near or far; by default
+        those of the predictor, with q = [1]."""
+        z = torch.from_numpy(holder.columns[EMBEDDING])
+        return torch.ones(len(z), 1), z
 
     @abstractmethod
     def select(self, candidates: Candidates, request: Request) -> Query:
@@ -156,15 +228,57 @@ def top_k(candidates: Candidates, column: str, size: int) -> tuple[list[str], li
 
 
 def _top_k(holder: Holder, column: str, size: int) -> list[tuple[float, str]]:
-    values = holder.columns[column]
-    if not np.isfinite(values).all():
-        bad = holder.ids[int(np.flatnonzero(~np.isfinite(values))[0])]
-        raise RaybalError(f"column {column!r} of item {bad} is not finite")
+    values = finite(holder, column)
     rows = np.arange(len(values))
     if len(values) > size:
         # All that tie with the last one stay in, for ids to decide.
         rows = np.flatnonzero(values >= np.partition(values, len(values) - size)[len(values) - size])
     return [(float(values[r]), holder.ids[r]) for r in rows]
+
+
+def finite(holder: Holder, column: str) -> NDArray[Any]:
+    """Returns a column [n, ...].
+
+    Raises:
+        RaybalError: a number of it is not finite; the message names the item.
+    """
+    values = holder.columns[column]
+    good = np.isfinite(values.reshape(len(values), values[:1].size or 1)).all(1)
+    if not good.all():
+        bad = holder.ids[int(np.flatnonzero(~good)[0])]
+        raise RaybalError(f"column {column!r} of item {bad} is not finite; has training diverged?")
+    return values
+
+
+def gather(candidates: Candidates, ids: Sequence[str], columns: Sequence[str]) -> Holder:
+    """Returns a holder of some candidates, in the order of these ids, with these columns."""
+    parts = [part for part in candidates.map(_gather, list(ids), list(columns)) if part.ids]
+    rows = {i: row for row, i in enumerate(i for part in parts for i in part.ids)}
+    order = np.array([rows[i] for i in ids], np.int64)
+    if not parts:
+        return Holder([], np.zeros(0, np.uint64), {})
+    return Holder(
+        list(ids),
+        np.concatenate([part.keys for part in parts])[order],
+        {name: np.concatenate([part.columns[name] for part in parts])[order] for name in columns},
+    )
+
+
+def column_names(candidates: Candidates) -> list[str]:
+    """Returns the names of the candidates' columns."""
+    parts = candidates.map(_column_names)
+    return parts[0] if parts else []
+
+
+def _column_names(holder: Holder) -> list[str]:
+    return list(holder.columns)
+
+
+def _gather(holder: Holder, ids: list[str], columns: list[str]) -> Holder:
+    wanted = set(ids)
+    rows = np.array([row for row, i in enumerate(holder.ids) if i in wanted], np.int64)
+    found = {name: holder.columns[name][rows] for name in columns}
+    return Holder([holder.ids[row] for row in rows], holder.keys[rows], found)
 
 
 def by_hash(candidates: Candidates, size: int, seed: int) -> list[str]:
@@ -177,6 +291,15 @@ def _by_hash(holder: Holder, size: int, seed: int) -> list[tuple[int, str]]:
     clock = hashing.mix(holder.keys, seed)
     rows = np.argsort(clock)[:size]
     return [(int(clock[r]), holder.ids[r]) for r in rows]
+
+
+def build_strategy(name: str, like: QuerySettings, **settings: Any) -> QueryStrategy:
+    """Returns a strategy with its default settings, but for those given and those that all strategies have, which are
+    `like` another's; settings that it does not have are left out."""
+    cls = STRATEGIES.get(name)
+    shared = {f.name: getattr(like, f.name) for f in dataclasses.fields(QuerySettings)}
+    own = {f.name for f in dataclasses.fields(cls.Settings)}
+    return cls(cls.Settings(**{**shared, "strategy": name, **{k: v for k, v in settings.items() if k in own}}))
 
 
 STRATEGIES: Registry[QueryStrategy] = Registry("query strategy", "raybal.querying", QueryStrategy)  # type: ignore[type-abstract]

@@ -1,13 +1,15 @@
-"""One shard of factored gradient embeddings and its squared distances to the centres chosen so far.
+"""One shard of factored embeddings and its squared distances to the centres chosen so far.
 
-An embedding is an outer product E_i = vec(q_i (x) h_i), so <E_i, E_j> = <q_i, q_j> <h_i, h_j>: only the factors
-q [n, C] and h [n, D] are kept, never the product.
+A gradient embedding is an outer product E_i = vec(q_i (x) h_i), so <E_i, E_j> = <q_i, q_j> <h_i, h_j>: only the factors
+q [n, C] and h [n, D] are kept, never the product. A plain embedding h_i is the same with q_i = [1].
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,8 +18,10 @@ from torch import Tensor
 
 from raybal import hashing
 from raybal.errors import RaybalError
+from raybal.querying import clocks
 
-TILE = 2048
+#: Rows whose distances are computed at a time: what the caches hold of a CPU, and what fills a GPU.
+TILE = {"cpu": 2048, "cuda": 1 << 16}
 #: Below this share of the norm a float32 distance is cancellation noise and is computed again in float64.
 NOISE = 1e-4
 #: Centres come in multiples of this: matrix products run the last few columns of other numbers by kernels whose
@@ -27,26 +31,56 @@ _CENTRES = 16
 _EQUAL = 1e-12
 
 
+class NotFiniteError(RaybalError):
+    """Factors that are not finite.
+
+    Args:
+        count: number of rows that have some.
+        row: the first of them.
+    """
+
+    def __init__(self, count: int, row: int) -> None:
+        super().__init__(f"the factors of {count} items are not finite, the first in row {row}")
+        self.row = row
+
+
 @dataclass
-class Proposals:
+class Rows:
+    """Some items of a shard, on the CPU.
+
+    Attributes:
+        row: row inside the shard, int64 [m].
+        key: hash of the id, uint64 [m].
+        d2: squared distance to the nearest centre, float64 [m].
+        nearest: number of that centre, int32 [m].
+        norm: squared norm, float64 [m].
+        q, h: factors [m, C], [m, D].
+    """
+
+    row: NDArray[np.int64]
+    key: NDArray[np.uint64]
+    d2: NDArray[np.float64]
+    nearest: NDArray[np.int32]
+    norm: NDArray[np.float64]
+    q: Tensor
+    h: Tensor
+
+    def __getitem__(self, chosen: Any) -> Self:
+        """Returns some of them: positions, or a slice."""
+        return dataclasses.replace(self, **{name: value[chosen] for name, value in vars(self).items()})
+
+
+@dataclass
+class Proposals(Rows):
     """A shard's earliest arrivals of one block, sorted by time.
 
     Attributes:
         time: float64 [m].
         accept: uniform number that decides on acceptance, [m].
-        row: row inside the shard, int64 [m].
-        key: hash of the id, uint64 [m].
-        d2: D2_start of the item, float64 [m].
-        q, h: its factors [m, C], [m, D].
     """
 
     time: NDArray[np.float64]
     accept: NDArray[np.float64]
-    row: NDArray[np.int64]
-    key: NDArray[np.uint64]
-    d2: NDArray[np.float64]
-    q: Tensor
-    h: Tensor
 
 
 class FactorShard:
@@ -54,143 +88,266 @@ class FactorShard:
 
     Args:
         q: [n, C] residuals.
-        h: [n, D] scaled embeddings.
+        h: [n, D] scaled embeddings, on the same device; in half precision they take half the room, and are computed
+            with in float32.
         keys: uint64 [n], hashes of the ids; equal only for equal ids.
+        weights: how often each item counts when items are drawn, float64 [n]; once without them.
+
+    Attributes:
+        norm: squared norms of the embeddings, float64 [n].
+        d2: squared distances to the nearest centre, float64 [n].
+        nearest: number of the nearest centre in order of choice, int32 [n]; -1 as long as there is none.
+        free: whether the item may still be chosen, bool [n].
+        centres: number of centres so far.
 
     Raises:
-        RaybalError: a factor is not finite; the message names the row.
+        NotFiniteError: a factor is not finite.
     """
 
-    def __init__(self, q: Tensor, h: Tensor, keys: NDArray[np.uint64]) -> None:
+    def __init__(self, q: Tensor, h: Tensor, keys: NDArray[np.uint64], weights: Tensor | None = None) -> None:
         self.q, self.h = q.contiguous(), h.contiguous()
         self.keys = keys
+        self.weights = weights
         self.norm = finite_norms(self.q, self.h)
-        self.d2 = np.full(len(q), np.inf)
-        self.free = np.ones(len(q), bool)
+        self.free = torch.ones(len(q), dtype=torch.bool, device=q.device)
+        self._clock = clocks.to_tensor(keys, q.device)
+        self.forget()
 
     def __len__(self) -> int:
         return len(self.q)
 
-    def largest(self) -> tuple[float, int, int, Tensor, Tensor]:
-        """Returns (squared norm, key, row, q [1, C], h [1, D]) of the item of largest norm, the smallest key among
-        equals; row -1 if there is no item."""
-        if not len(self):
-            return -1.0, 0, -1, self.q, self.h
-        rows = np.flatnonzero(self.norm == self.norm.max())
-        row = int(rows[np.argmin(self.keys[rows])])
-        return float(self.norm[row]), int(self.keys[row]), row, self.q[row : row + 1], self.h[row : row + 1]
+    def forget(self) -> None:
+        """Forgets all centres; what was chosen stays chosen."""
+        self.d2 = torch.full_like(self.norm, torch.inf)
+        self.nearest = torch.full_like(self.norm, -1, dtype=torch.int32)
+        self.centres = 0
+
+    def release(self) -> None:
+        """Makes all items free again."""
+        self.free.fill_(True)
+
+    def rows(self, chosen: Tensor) -> Rows:
+        """Returns some rows, int64 [m]."""
+        row = chosen.cpu().numpy()
+        d2, nearest, norm = (x[chosen].cpu().numpy() for x in (self.d2, self.nearest, self.norm))
+        return Rows(row, self.keys[row], d2, nearest, norm, self.q[chosen].cpu(), self.h[chosen].cpu())
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Lets these rows not be chosen again."""
+        self.free[torch.as_tensor(np.asarray(rows, np.int64), device=self.free.device)] = False
+
+    def part(self, seed: int, parts: int, number: int) -> Rows:
+        """Returns the items that hashing puts into one of so many parts."""
+        mine = hashing.mix(self.keys, seed, -2) % np.uint64(parts) == number
+        return self.rows(torch.from_numpy(np.flatnonzero(mine)).to(self.q.device))
+
+    def assign(self, q: Tensor, h: Tensor) -> None:
+        """Gives every item the nearest of these centres alone, [k, C] and [k, D]."""
+        self.forget()
+        self.update(q, h)
+
+    def magnitude(self) -> float:
+        """Returns the largest absolute value of h."""
+        return max((float(part.abs().max()) for part in self.h.split(TILE["cuda"]) if len(part)), default=0.0)
+
+    def sums(self, size: int, step: float) -> NDArray[np.int64]:
+        """Returns, for each of the first `size` centres, the sum of h over its cell in whole steps, and the number of
+        items in it: int64 [size, D + 1], the same in any order of rows."""
+        found = torch.zeros(size, self.h.shape[1] + 1, dtype=torch.int64, device=self.h.device)
+        for rows in torch.arange(len(self), device=self.h.device).split(TILE["cuda"]):
+            number = self.nearest[rows].long()
+            whole = (self.h[rows].double() / step).round().long()
+            found[:, :-1].index_add_(0, number, whole)
+            found[:, -1] += torch.bincount(number, minlength=size)
+        return found.cpu().numpy()
+
+    def closest(self, size: int) -> Rows:
+        """Returns the item that is closest to each of the first `size` centres among those of its cell, the smaller
+        key among equals; of an empty cell none. In no order."""
+        number = self.nearest.long()
+        least = torch.full((size,), torch.inf, dtype=torch.float64, device=self.d2.device)
+        least.scatter_reduce_(0, number, self.d2, "amin")
+        rows = torch.nonzero(self.d2 <= least[number]).flatten()
+        order = np.argsort(self.keys[rows.cpu().numpy()], kind="stable")
+        rows = rows[torch.from_numpy(order).to(rows.device)]
+        _, first = np.unique(number[rows].cpu().numpy(), return_index=True)
+        return self.rows(rows[torch.from_numpy(first).to(rows.device)])
+
+    def free_members(self, number: int) -> Rows:
+        """Returns the free items whose nearest centre is this one."""
+        return self.rows(torch.nonzero((self.nearest == number) & self.free).flatten())
+
+    def largest(self) -> Rows:
+        """Returns the item of largest norm, the smallest key among equals; none if there is no item."""
+        rows = torch.nonzero(self.norm == self.norm.max()).flatten() if len(self) else self.nearest.long()
+        first = np.argsort(self.keys[rows.cpu().numpy()], kind="stable")[:1]
+        return self.rows(rows[torch.from_numpy(first).to(rows.device)])
+
+    def farthest(self, count: int) -> Rows:
+        """Returns the `count` free items that are farthest from all centres, by the smaller key among equals."""
+        d2 = torch.where(self.free, self.d2, -1.0)
+        if len(d2) > count:
+            least = d2.topk(count).values[-1]
+            rows = torch.nonzero((d2 >= least) & self.free).flatten()
+        else:
+            rows = torch.nonzero(self.free).flatten()
+        order = np.lexsort((self.keys[rows.cpu().numpy()], -d2[rows].cpu().numpy()))[:count]
+        return self.rows(rows[torch.from_numpy(order).to(rows.device)])
 
     def propose(self, seed: int, block: int, count: int) -> Proposals:
         """Returns this shard's `count` earliest arrivals of a block (fewer only if no item has any mass)."""
-        live = np.flatnonzero(self.free & (self.d2 > 0))
-        base, rate = hashing.mix(self.keys[live], seed, block), self.d2[live]
+        rate = torch.where(self.free, self.d2 if self.weights is None else self.d2 * self.weights, 0.0)
+        block_clock = clocks.mix(self._clock, seed, block)
+        time = clocks.uniform(clocks.mix(block_clock, 0, 0)).log_().neg_().div_(rate)
+        first, rows = time.topk(min(count, len(time)), largest=False)
+        rows = rows[first < torch.inf]
+        base = hashing.mix(self.keys[rows.cpu().numpy()], seed, block)
+        item, when, number = _arrivals(base, time[rows].cpu().numpy(), rate[rows].cpu().numpy(), count)
+        accept = hashing.uniform(hashing.mix(base[item], number, 1))
+        chosen = self.rows(rows[torch.from_numpy(item).to(rows.device)])
+        return Proposals(**vars(chosen), time=when, accept=accept)
 
-        def gap(of: NDArray[np.int64], arrival: int) -> NDArray[np.float64]:
-            return -np.log(hashing.uniform(hashing.mix(base[of], arrival, 0))) / rate[of]
-
-        item = np.arange(len(live))
-        time = gap(item, 0)
-        if len(item) > count:
-            item = np.argpartition(time, count - 1)[:count]
-            time = time[item]
-        # An item may arrive again and again before the last arrival that counts.
-        items, times, numbers = [item], [time], [np.zeros(len(item), np.int64)]
-        while len(item):
-            number = len(times)  # how many arrivals of each item have been drawn
-            known = np.concatenate(times)
-            last = np.inf if len(known) < count else np.partition(known, count - 1)[count - 1]
-            time = time + gap(item, number)
-            item, time = item[time < last], time[time < last]
-            items.append(item)
-            times.append(time)
-            numbers.append(np.full(len(item), number))
-        item, time, numbers_all = np.concatenate(items), np.concatenate(times), np.concatenate(numbers)
-        first = np.argsort(time, kind="stable")[:count]
-        item, time, number_of = item[first], time[first], numbers_all[first]
-        accept = hashing.uniform(hashing.mix(base[item], number_of, 1))
-        rows = live[item]
-        chosen = torch.from_numpy(rows)
-        return Proposals(time, accept, rows, self.keys[rows], self.d2[rows], self.q[chosen], self.h[chosen])
-
-    def update(self, q: Tensor, h: Tensor, chosen: Sequence[int] = ()) -> None:
+    def update(self, q: Tensor, h: Tensor, rows: Sequence[int] = (), numbers: Sequence[int] = ()) -> None:
         """Lowers D2 by new centres. What that gives for a row does not depend on the rows beside it.
 
         Args:
             q, h: factors of the centres, [k, C] and [k, D].
-            chosen: rows of this shard that are among the centres.
+            rows: rows of this shard that are among the centres.
+            numbers: which of the k centres each of them is.
         """
-        fill = -len(q) % _CENTRES
-        # Repeats of the last centre change no minimum.
-        q, h = (torch.cat([x, x[-1:].expand(fill, -1)]) for x in (q, h))
-        centre_norm = squared_norms(q, h)
-        scaled = (-2 * q.float()).T.contiguous()
-        other = h.float().T.contiguous()
-        offset = torch.from_numpy(centre_norm).float()
-        # Fresh memory for every tile would cost as much as a third of the products.
-        memory = torch.empty(2, TILE, len(q))
-        for start in range(0, len(self), TILE):
-            rows = slice(start, min(start + TILE, len(self)))
-            nearest = _tile(offset, self.q[rows], scaled, self.h[rows], other, memory)
-            d2 = np.maximum(self.norm[rows] + nearest.numpy(), 0.0)
-            noisy = np.flatnonzero((d2 < NOISE * self.norm[rows]) & (self.d2[rows] > 0))
-            if len(noisy):
-                index = torch.from_numpy(noisy + start)
-                d2[noisy] = exact_distances(self.q[index], self.h[index], q, h).min(1)
-            self.d2[rows] = np.minimum(self.d2[rows], d2)
-        rows_chosen = np.asarray(chosen, np.int64)
-        self.free[rows_chosen] = False
-        self.d2[rows_chosen] = 0.0
+        count, device = len(q), self.q.device
+        if count and len(self):
+            fill = -count % _CENTRES
+            # Repeats of the last centre change no minimum.
+            q, h = (torch.cat([x, x[-1:].expand(fill, -1)]).to(device) for x in (q, h))
+            centres = _Centres.of(q, h)
+            tile = TILE[device.type]
+            # Fresh memory for every tile would cost as much as a third of the products.
+            memory = torch.empty(2, tile, len(q), device=device)
+            for start in range(0, len(self), tile):
+                self._update(slice(start, min(start + tile, len(self))), centres, count, memory)
+        own = torch.as_tensor(np.asarray(rows, np.int64), device=device)
+        self.free[own] = False
+        self.d2[own] = 0.0
+        self.nearest[own] = torch.as_tensor(np.asarray(numbers, np.int32), device=device) + self.centres
+        self.centres += count
+
+    def _update(self, rows: slice, centres: _Centres, count: int, memory: Tensor) -> None:
+        least, number = centres.nearest(self.q[rows], self.h[rows], memory)
+        norm, before = self.norm[rows], self.d2[rows]
+        d2 = (norm + least).clamp_(min=0.0)
+        noisy = torch.nonzero((d2 < NOISE * norm) & (before > 0)).flatten()
+        if len(noisy):
+            exact = exact_distances(self.q[rows][noisy], self.h[rows][noisy], centres.q, centres.h)
+            d2[noisy], number[noisy] = exact.min(1)
+        closer = d2 < before
+        self.d2[rows] = torch.where(closer, d2, before)
+        # The repeats at the end are the last centre.
+        number = number.clamp_(max=count - 1).int() + self.centres
+        self.nearest[rows] = torch.where(closer, number, self.nearest[rows])
+
+    def cells(self, size: int) -> NDArray[np.int64]:
+        """Returns how many of this shard's items have each of the first `size` centres as their nearest, [size]."""
+        known = self.nearest[self.nearest >= 0].long()
+        return torch.bincount(known, minlength=size)[:size].cpu().numpy()
+
+    def objective(self) -> float:
+        """Returns the sum of squared distances to the nearest centre."""
+        return float(self.d2.sum())
 
     def earliest_free(self, seed: int, count: int) -> list[tuple[int, int, float]]:
         """Returns (hash, row, squared norm) of up to `count` free items in a random order by hash."""
-        rows = np.flatnonzero(self.free)
+        rows = torch.nonzero(self.free).flatten().cpu().numpy()
         clock = hashing.mix(self.keys[rows], seed, -1)
         first = np.argsort(clock)[:count]
-        return list(zip(clock[first].tolist(), rows[first].tolist(), self.norm[rows[first]].tolist(), strict=True))
+        norms = self.norm[torch.from_numpy(rows[first]).to(self.norm.device)]
+        return list(zip(clock[first].tolist(), rows[first].tolist(), norms.tolist(), strict=True))
 
 
-def squared_norms(q: Tensor, h: Tensor) -> NDArray[np.float64]:
+def _arrivals(
+    base: NDArray[np.uint64], time: NDArray[np.float64], rate: NDArray[np.float64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Returns (item, time, number of the item's arrival) of the first `count` arrivals, by time.
+
+    Args:
+        base: each item's clock in this block, [m].
+        time: of each item's first arrival; those of other items lie after the first `count` of them.
+        rate: of each item's arrivals.
+    """
+    item = np.arange(len(base))
+    items, times, numbers = [item], [time], [np.zeros(len(item), np.int64)]
+    while len(item):
+        number = len(times)  # how many arrivals of each item have been drawn
+        known = np.concatenate(times)
+        last = np.inf if len(known) < count else np.partition(known, count - 1)[count - 1]
+        time = time - np.log(hashing.uniform(hashing.mix(base[item], number, 0))) / rate[item]
+        item, time = item[time < last], time[time < last]
+        items.append(item)
+        times.append(time)
+        numbers.append(np.full(len(item), number))
+    when = np.concatenate(times)
+    first = np.argsort(when, kind="stable")[:count]
+    return np.concatenate(items)[first], when[first], np.concatenate(numbers)[first]
+
+
+@dataclass
+class _Centres:
+    """Centres as tiles of rows are multiplied with them: factors q [k, C], h [k, D], -2 q^T and h^T in float32, and
+    squared norms."""
+
+    q: Tensor
+    h: Tensor
+    scaled: Tensor
+    other: Tensor
+    norm: Tensor
+
+    @classmethod
+    def of(cls, q: Tensor, h: Tensor) -> _Centres:
+        norm = squared_norms(q, h).float()
+        return cls(q, h, (-2 * q.float()).T.contiguous(), h.float().T.contiguous(), norm)
+
+    def nearest(self, q: Tensor, h: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns (min_c(||E_c||^2 - 2 <E_i, E_c>), the c of it) of one tile's rows.
+
+        A short tile is filled up with zeros, so that every row is computed by the same kernel whatever its neighbours.
+        """
+        rows, tile = len(q), memory.shape[1]
+        q, h = q.float(), h.float()
+        if rows < tile:
+            q, h = (torch.cat([x, x.new_zeros(tile - rows, x.shape[1])]) for x in (q, h))
+        product, other = memory
+        torch.mm(h, self.other, out=other)
+        torch.mm(q, self.scaled, out=product)
+        found = product.mul_(other).add_(self.norm).min(1)
+        return found.values[:rows], found.indices[:rows]
+
+
+def squared_norms(q: Tensor, h: Tensor) -> Tensor:
     """Returns the squared norms of the embeddings, ||q_i||^2 ||h_i||^2, summed in float64."""
 
     def sums(x: Tensor) -> Tensor:
-        return (
-            torch.cat([part.double().square().sum(1) for part in x.split(TILE)]) if len(x) else x.new_zeros(0).double()
-        )
+        found = [part.double().square().sum(1) for part in x.split(TILE[x.device.type])]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
-    return (sums(q) * sums(h)).numpy()
+    return sums(q) * sums(h)
 
 
-def finite_norms(q: Tensor, h: Tensor) -> NDArray[np.float64]:
+def finite_norms(q: Tensor, h: Tensor) -> Tensor:
     """Returns `squared_norms`.
 
     Raises:
-        RaybalError: a factor is not finite; the message names the row.
+        NotFiniteError: a factor is not finite.
     """
     norms = squared_norms(q, h)
-    bad = np.flatnonzero(~np.isfinite(norms))
+    bad = torch.nonzero(~torch.isfinite(norms)).flatten()
     if len(bad):
-        raise RaybalError(f"the gradient factors of {len(bad)} items are not finite, the first in row {bad[0]}")
+        raise NotFiniteError(len(bad), int(bad[0]))
     return norms
 
 
-def exact_distances(q: Tensor, h: Tensor, q_other: Tensor, h_other: Tensor) -> NDArray[np.float64]:
+def exact_distances(q: Tensor, h: Tensor, q_other: Tensor, h_other: Tensor) -> Tensor:
     """Returns squared distances [n, k] of embeddings in float64; exactly 0 for equal ones."""
     product = (q.double() @ q_other.double().T) * (h.double() @ h_other.double().T)
     norms = squared_norms(q, h)[:, None] + squared_norms(q_other, h_other)[None]
-    d2 = norms - 2 * product.numpy()
-    return np.where(d2 <= _EQUAL * norms, 0.0, d2)
-
-
-def _tile(offset: Tensor, q: Tensor, q_centres: Tensor, h: Tensor, h_centres: Tensor, memory: Tensor) -> Tensor:
-    """Returns min_c(||E_c||^2 - 2 <E_i, E_c>) of one tile's rows.
-
-    A short tile is filled up with zeros, so that every row is computed by the same kernel whatever its neighbours.
-    """
-    rows = len(q)
-    if rows < TILE:
-        q = torch.cat([q.float(), torch.zeros(TILE - rows, q.shape[1])])
-        h = torch.cat([h.float(), torch.zeros(TILE - rows, h.shape[1])])
-    product, other = memory
-    torch.mm(q.float(), q_centres, out=product)
-    torch.mm(h.float(), h_centres, out=other)
-    return product.mul_(other).add_(offset).amin(1)[:rows]
+    d2 = norms - 2 * product
+    return torch.where(d2 <= _EQUAL * norms, 0.0, d2)

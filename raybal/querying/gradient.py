@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raybal.errors import RaybalError
+from raybal.querying.approximate import oversampled_seeding, partitioned_seeding
 from raybal.querying.base import Candidates, Holder, Query, QuerySettings, QueryStrategy, Request
-from raybal.querying.factors import FactorShard
-from raybal.querying.seeding import Pick, rejection_seeding
+from raybal.querying.seeding import rejection_seeding
+from raybal.querying.shards import HeldShards, Pick, count_cells
 from raybal.settings import setting
 
 
@@ -23,6 +21,12 @@ class SeedingSettings(QuerySettings):
     """Settings of strategies that seed on gradient embeddings."""
 
     proposals: int = setting(256, ge=1, help="proposals drawn in each block of the seeding")
+    seeding: Literal["exact", "oversampled", "partitioned"] = setting(
+        "exact",
+        help="exact D-squared seeding, or an approximation for very large queries: k-means||, or in parts and then "
+        "among what the parts chose",
+    )
+    from_labelled: bool = setting(False, help="items that have a label already count as chosen")
 
 
 class GradientSeeding(QueryStrategy):
@@ -31,18 +35,30 @@ class GradientSeeding(QueryStrategy):
     Settings = SeedingSettings
     settings: SeedingSettings
 
+    def factors(self, holder: Holder) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(holder.columns["q"]), torch.from_numpy(holder.columns["h"])
+
     def select(self, candidates: Candidates, request: Request) -> Query:
-        candidates.map(_hold_factors)
-        picks = rejection_seeding(
-            _HeldShards(candidates), request.size, request.seed, proposals=self.settings.proposals
-        )
-        rows = [([p.row for p in picks if p.shard == s],) for s in range(len(candidates))]
-        ids = [iter(answer) for answer in candidates.map(_take_ids, each=rows)]
+        shards = HeldShards(candidates, self.factors)
+        known = request.known(labelled=self.settings.from_labelled)
+        labelled = None if known is None else self.factors(known)
+        picks = self._seed(shards, request, labelled)
+        exact = self.settings.seeding == "exact"
         return Query(
-            ids=[next(ids[p.shard]) for p in picks],
+            ids=shards.ids(picks),
             score=[p.d2 for p in picks],
-            reason=[_reason(pick, first=pick is picks[0]) for pick in picks],
+            reason=[_reason(p, first=labelled is None and p is picks[0]) for p in picks],
+            parts=[{"gradient_norm": p.norm**0.5, "distance": p.d2**0.5} for p in picks],
+            cells=count_cells(shards, picks, 0 if labelled is None else len(labelled[0])) if exact else None,
         )
+
+    def _seed(self, shards: HeldShards, request: Request, labelled: tuple[Tensor, Tensor] | None) -> list[Pick]:
+        size, seed = request.size, request.seed
+        if self.settings.seeding == "oversampled":
+            return oversampled_seeding(shards, size, seed, labelled=labelled)
+        if self.settings.seeding == "partitioned":
+            return partitioned_seeding(shards, size, seed, labelled=labelled)
+        return rejection_seeding(shards, size, seed, labelled=labelled, proposals=self.settings.proposals)
 
 
 def _reason(pick: Pick, *, first: bool) -> str:
@@ -59,27 +75,7 @@ def residual(probabilities: Tensor, predicted: Tensor) -> Tensor:
     return probabilities - F.one_hot(predicted, probabilities.shape[1]).to(probabilities.dtype)
 
 
-class _HeldShards:
-    """The `FactorShard` that each holder keeps, as `rejection_seeding` calls them."""
-
-    def __init__(self, candidates: Candidates) -> None:
-        self.candidates = candidates
-
-    def map(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
-        return self.candidates.map(_call, method, *args, each=each)
-
-
-def _hold_factors(holder: Holder) -> None:
-    q, h = holder.columns["q"], holder.columns["h"]
-    bad = np.flatnonzero(~(np.isfinite(q).all(1) & np.isfinite(h).all(1)))
-    if len(bad):
-        raise RaybalError(f"the gradient factors of item {holder.ids[bad[0]]} are not finite; has training diverged?")
-    holder.state["factors"] = FactorShard(torch.from_numpy(q), torch.from_numpy(h), holder.keys)
-
-
-def _call(holder: Holder, method: str, *args: Any) -> Any:
-    return getattr(holder.state["factors"], method)(*args)
-
-
-def _take_ids(holder: Holder, rows: list[int]) -> list[str]:
-    return [holder.ids[row] for row in rows]
+def multilabel_residual(probabilities: Tensor) -> Tensor:
+    """Returns q = p - [p >= 0.5], [n, C]: the gradient of the binary losses of the labels predicted by sigmoid
+    probabilities, the same for BADGE and BMMAL."""
+    return probabilities - (probabilities >= 0.5).to(probabilities.dtype)

@@ -9,6 +9,7 @@ class Random(QueryStrategy):
     """Chooses uniformly, by a hash of (seed, id)."""
 
     name = "random"
+    cold = True
 
     def select(self, candidates: Candidates, request: Request) -> Query:
         ids = by_hash(candidates, request.size, request.seed)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raybal import hashing
 from raybal.analysis.contribution import contributions, shapley_values
 from raybal.balancing.base import Predictor
 from raybal.columns import read_tensor, tensor_column, tensor_field
 from raybal.data.batches import fixed_batches
 from raybal.data.pool import Pool
-from raybal.querying.base import QueryStrategy, Scored
+from raybal.data.room import room
+from raybal.querying.base import EMBEDDING, Holder, QueryStrategy, Scored
+from raybal.store import Store
 
 
 @torch.no_grad()
@@ -34,8 +39,8 @@ def score_shard(
         positions: of the items in the pool, all in the same shard.
 
     Returns:
-        A table of id, predicted (class index), confidence (of the prediction), contribution [M], and the
-        strategy's own columns.
+        A table of id, predicted (class index), confidence (of the prediction), contribution [M], present [M], and
+        the strategy's own columns.
     """
     ids = np.array(pool.ids_at(positions), dtype=object)
     by_id = np.argsort(ids)
@@ -52,14 +57,25 @@ def score_shard(
         )
         predicted = probabilities.argmax(1)
         scored = Scored(encoded, probabilities, predicted, contributions(phi, predicted))
-        columns = {
-            "predicted": predicted.int(),
-            "confidence": probabilities.amax(1),
-            "contribution": scored.contributions,
-            **strategy.columns(predictor, scored),
-        }
+        columns = item_columns(strategy, predictor, scored)
         parts.append({name: column[: len(run)].cpu() for name, column in columns.items()})
     return _table(ids.tolist(), parts)
+
+
+def item_columns(strategy: QueryStrategy, predictor: Predictor, scored: Scored) -> dict[str, Tensor]:
+    """Returns all that is kept of a batch of items, by name, each [n, ...]."""
+    columns = strategy.columns(predictor, scored)
+    if strategy.settings.explain and not columns.keys() & {EMBEDDING, "h"}:
+        columns[EMBEDDING] = torch.cat(list(scored.encoded.embeddings.values()), dim=1)
+    if strategy.settings.half:
+        columns = {k: v.half() if v.ndim > 1 and v.is_floating_point() else v for k, v in columns.items()}
+    return {
+        "predicted": scored.predicted.int(),
+        "confidence": scored.probabilities.amax(1),
+        "contribution": scored.contributions,
+        "present": scored.encoded.present.to(torch.uint8),
+        **columns,
+    }
 
 
 def _filled(array: NDArray, size: int) -> NDArray:
@@ -81,6 +97,25 @@ def _table(ids: list[str], parts: list[dict[str, Tensor]]) -> pa.Table:
             arrays.append(tensor_column(values))
             fields.append(tensor_field(name, values.shape[1:], values.dtype.name))
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def read_holder(store: Store, names: Sequence[str]) -> Holder:
+    """Reads score tables into one holder. What is large lies in a mapped file, so it may be more than memory.
+
+    Args:
+        names: of the tables in the store, at least one.
+    """
+    ids = [i for name in names for i in store.read_table(name, columns=["id"])["id"].to_pylist()]
+    columns: dict[str, NDArray] = {}
+    start = 0
+    for name in names:
+        part = read_columns(store.read_table(name))
+        for key, values in part.items():
+            if key not in columns:
+                columns[key] = room((len(ids), *values.shape[1:]), values.dtype)
+            columns[key][start : start + len(values)] = values
+        start += len(next(iter(part.values())))
+    return Holder(ids, hashing.hash_ids(ids), columns)
 
 
 def read_columns(table: pa.Table) -> dict[str, NDArray]:

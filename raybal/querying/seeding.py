@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,37 +22,8 @@ from torch import Tensor
 
 from raybal import hashing
 from raybal.errors import RaybalError
-from raybal.querying.factors import NOISE, FactorShard, Proposals, exact_distances, finite_norms, squared_norms
-
-
-@dataclass(frozen=True)
-class Pick:
-    """One chosen item: which shard and row, its squared distance to what was chosen before, its squared norm."""
-
-    shard: int
-    row: int
-    d2: float
-    norm: float
-
-
-class Shards(Protocol):
-    """Several `FactorShard`s, here or in other processes."""
-
-    def map(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
-        """Calls a method of every shard and returns the results in the order of the shards; `each` holds further
-        arguments for each one."""
-        ...
-
-
-class LocalShards:
-    """Shards in this process."""
-
-    def __init__(self, shards: Sequence[FactorShard]) -> None:
-        self.shards = shards
-
-    def map(self, method: str, *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
-        own = each or [()] * len(self.shards)
-        return [getattr(shard, method)(*args, *more) for shard, more in zip(self.shards, own, strict=True)]
+from raybal.querying.factors import NOISE, FactorShard, Proposals, Rows, exact_distances, finite_norms
+from raybal.querying.shards import LocalShards, Pick, Shards, accept, add_centres, merge, rest
 
 
 def rejection_seeding(
@@ -74,50 +43,30 @@ def rejection_seeding(
     """
     picks: list[Pick] = []
     if labelled is not None and len(labelled[0]):
-        shards.map("update", *labelled)
+        add_centres(shards, labelled)
     elif size > 0:
-        picks = _first(shards)
+        picks, _ = first_pick(shards)
     block = 0
     while len(picks) < size:
         answers: list[Proposals] = shards.map("propose", seed, block, proposals)
         block += 1
-        if not sum(len(a.time) for a in answers):
-            return picks + _rest(shards, size - len(picks), seed)
-        picks += _block(shards, answers, proposals, size - len(picks))
+        if not sum(len(a.row) for a in answers):
+            return picks + rest(shards, size - len(picks), seed)
+        found, shard = merge(answers, lambda p: np.lexsort((p.key, p.time)), proposals)
+        distances = exact_distances(found.q, found.h, found.q, found.h).numpy()
+        accepted = walk(found.key, found.d2, found.accept, distances, size - len(picks))
+        picks += accept(shards, found, shard, [i for i, _ in accepted], [d2 for _, d2 in accepted])
     return picks
 
 
-def _first(shards: Shards) -> list[Pick]:
-    """Makes the item of largest norm a centre; the smallest key among equals."""
-    answers = shards.map("largest")
-    if not answers:
-        return []
-    shard = max(range(len(answers)), key=lambda s: (answers[s][0], -answers[s][1]))
-    norm, _, row, q, h = answers[shard]
-    if row < 0:
-        return []
-    pick = Pick(shard, row, norm, norm)
-    _accept(shards, [pick], q, h, len(answers))
-    return [pick]
-
-
-def _block(shards: Shards, answers: list[Proposals], proposals: int, wanted: int) -> list[Pick]:
-    """Walks through the first proposals of all shards and makes those accepted centres."""
-    key = np.concatenate([a.key for a in answers])
-    first = np.lexsort((key, np.concatenate([a.time for a in answers])))[:proposals]
-
-    def merged(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(a, name) for a in answers])[first]
-
-    index = torch.from_numpy(first)
-    q, h = torch.cat([a.q for a in answers])[index], torch.cat([a.h for a in answers])[index]
-    accepted = walk(key[first], merged("d2"), merged("accept"), exact_distances(q, h, q, h), wanted)
-    origin = np.concatenate([np.full(len(a.time), s) for s, a in enumerate(answers)])[first]
-    rows, norms = merged("row"), squared_norms(q, h)
-    picks = [Pick(int(origin[i]), int(rows[i]), d2, float(norms[i])) for i, d2 in accepted]
-    chosen = torch.tensor([i for i, _ in accepted], dtype=torch.int64)
-    _accept(shards, picks, q[chosen], h[chosen], len(answers))
-    return picks
+def first_pick(shards: Shards) -> tuple[list[Pick], tuple[Tensor, Tensor] | None]:
+    """Makes the item of largest norm a centre; the smallest key among equals. Returns it, and its factors; nothing if
+    there is no item."""
+    answers: list[Rows] = shards.map("largest")
+    if not sum(len(a.row) for a in answers):
+        return [], None
+    found, shard = merge(answers, lambda r: np.lexsort((r.key, -r.norm)), 1)
+    return accept(shards, found, shard, [0], found.norm.tolist()), (found.q, found.h)
 
 
 def walk(
@@ -153,18 +102,6 @@ def walk(
     return accepted
 
 
-def _accept(shards: Shards, picks: list[Pick], q: Tensor, h: Tensor, count: int) -> None:
-    rows = [([p.row for p in picks if p.shard == s],) for s in range(count)]
-    shards.map("update", q, h, each=rows)
-
-
-def _rest(shards: Shards, wanted: int, seed: int) -> list[Pick]:
-    """Goes on uniformly, by hash, when every embedding left equals a centre."""
-    answers = shards.map("earliest_free", seed, wanted)
-    found = [(*item, shard) for shard, part in enumerate(answers) for item in part]
-    return [Pick(shard, row, 0.0, norm) for _, row, norm, shard in sorted(found)[:wanted]]
-
-
 class _Passes:
     """Squared distances of all items to the nearest of centres that come one by one: one pass over the factors each.
 
@@ -173,7 +110,7 @@ class _Passes:
 
     def __init__(self, q: Tensor, h: Tensor, threads: ThreadPoolExecutor, pieces: int) -> None:
         self.q, self.h = q, h
-        self.norm = finite_norms(q, h)
+        self.norm = finite_norms(q, h).numpy()
         self.noise = NOISE * self.norm
         self.d2 = np.full(len(q), np.inf)
         self._threads = threads
@@ -191,7 +128,7 @@ class _Passes:
         noisy = np.flatnonzero((d2 < self.noise) & (self.d2 > 0))
         if len(noisy):
             rows = torch.from_numpy(noisy)
-            d2[noisy] = exact_distances(self.q[rows], self.h[rows], q[None], h[None])[:, 0]
+            d2[noisy] = exact_distances(self.q[rows], self.h[rows], q[None], h[None])[:, 0].numpy()
         np.minimum(self.d2, d2, out=self.d2)
 
 

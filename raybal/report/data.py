@@ -35,6 +35,8 @@ class QueryRecord:
         predicted: class index that the model they were chosen with predicted; None if there was no model yet.
         confidence: of that prediction, or None.
         contribution: each modality's share of the prediction [n, M]; nan where there was no model.
+        stands_for: number of candidates that were nearer to it than to the others of the query, or None.
+        nearest_labelled: id of the labelled item that was nearest, or None.
     """
 
     modalities: list[str]
@@ -43,6 +45,8 @@ class QueryRecord:
     predicted: list[int | None]
     confidence: list[float | None]
     contribution: NDArray[np.float64]
+    stands_for: list[int | None]
+    nearest_labelled: list[str | None]
 
     @property
     def known(self) -> NDArray[np.float64]:
@@ -100,6 +104,11 @@ class RoundRecord:
     def pool(self) -> dict[str, Any] | None:
         """What the candidates looked like to the model they were scored with; None if there was no model yet."""
         return self.facts.get("select", {}).get("pool") or None
+
+    @property
+    def balance(self) -> dict[str, Any] | None:
+        """How balanced the query was beside the candidates; None if there was no model yet."""
+        return self.facts.get("select", {}).get("balance") or None
 
     @property
     def contributions(self) -> dict[str, list[float]]:
@@ -201,7 +210,14 @@ def _query(table: pa.Table) -> QueryRecord:
         predicted=table["predicted"].to_pylist(),
         confidence=table["confidence"].to_pylist(),
         contribution=np.stack(columns, 1) if columns else np.zeros((len(table), 0)),
+        stands_for=_if_there(table, "stands_for"),
+        nearest_labelled=_if_there(table, "nearest_labelled"),
     )
+
+
+def _if_there(table: pa.Table, column: str) -> list[Any]:
+    """Returns a column that stores of earlier versions do not have."""
+    return table[column].to_pylist() if column in table.column_names else [None] * len(table)
 
 
 def heads_of(test: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -26,6 +26,7 @@ class ShownItem:
         confidence: of that prediction.
         contributions: (modality, share) if a model looked at it.
         reason: why it was chosen.
+        place: what it is to other items, in words; empty if that is not known.
         label: that stands, or None.
         answered: whether there is an answer; one without a label says that the item cannot be labelled.
         right: whether prediction and label agree; None if one is not known.
@@ -38,6 +39,7 @@ class ShownItem:
     confidence: float | None
     contributions: list[tuple[str, float]]
     reason: str
+    place: str
     label: str | None
     answered: bool
     right: bool | None
@@ -122,7 +124,17 @@ def _item(
         confidence=query.confidence[row],
         contributions=list(zip(pool.info.names, query.contribution[row].tolist(), strict=True)) if known else [],
         reason=query.reason[row],
+        place=_place(query.stands_for[row], query.nearest_labelled[row]),
         label=label,
         answered=item in experiment.labels.label,
         right=None if label is None or predicted is None else label == predicted,
     )
+
+
+def _place(stands_for: int | None, nearest: str | None) -> str:
+    parts = []
+    if stands_for is not None:
+        parts.append(f"stands for {stands_for:,} item{'' if stands_for == 1 else 's'}")
+    if nearest is not None:
+        parts.append(f"nearest labelled: {nearest}")
+    return "; ".join(parts)

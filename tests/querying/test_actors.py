@@ -78,6 +78,26 @@ class Reference:
         return self.value
 
 
+def make_strategy(name):
+    return STRATEGIES.get(name)(STRATEGIES.get(name).Settings(strategy=name))
+
+
+class Asking:
+    """Scorers that are always asked for the same strategy."""
+
+    def __init__(self, scorers, strategy):
+        self.scorers, self.strategy = scorers, strategy
+
+    def __getattr__(self, name):
+        return getattr(self.scorers, name)
+
+    def score(self, *args):
+        self.scorers.score(*args, self.strategy)
+
+    def select(self, *args):
+        return self.scorers.select(*args, self.strategy)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A pool of 30 items in 3 shards, and a store with a model."""
@@ -99,9 +119,8 @@ def start(folder, monkeypatch):
         fake.dead_on_arrival = dead
         monkeypatch.setattr(actors, "ray", fake)
         monkeypatch.setattr(actors, "scoring_options", lambda shards, resources: (count, {}))
-        settings = STRATEGIES.get(strategy).Settings(strategy=strategy)
-        scorers = Scorers(str(folder / "pool"), str(folder / "store"), settings, 3, ResourceSettings())
-        return scorers, fake
+        scorers = Scorers(str(folder / "pool"), str(folder / "store"), 3, ResourceSettings())
+        return Asking(scorers, make_strategy(strategy)), fake
 
     return start
 
@@ -206,16 +225,14 @@ def test_actors_that_fail_to_start_leave_the_work_to_others(folder, start):
 
 
 def test_an_actor_opens_nothing_before_it_is_asked(tmp_path):
-    settings = STRATEGIES.get("random").Settings(strategy="random")
-    actor = PoolActor(str(tmp_path / "nowhere"), str(tmp_path), settings)
+    actor = PoolActor(str(tmp_path / "nowhere"), str(tmp_path))
     with pytest.raises(DataError, match="nowhere"):
         actor.ready()
 
 
 @pytest.mark.ray
 def test_what_an_actor_raises_on_purpose_arrives_as_itself(cluster, tmp_path):
-    settings = STRATEGIES.get("random").Settings(strategy="random")
-    scorers = Scorers(str(tmp_path / "nowhere"), str(tmp_path), settings, 1, ResourceSettings(scoring_actors=1))
+    scorers = Scorers(str(tmp_path / "nowhere"), str(tmp_path), 1, ResourceSettings(scoring_actors=1))
     with pytest.raises(DataError, match="nowhere"):
-        scorers.select("scores", ["0000"], Request(5, seed=1))
+        scorers.select("scores", ["0000"], Request(5, seed=1), make_strategy("random"))
     scorers.stop()

@@ -1,6 +1,9 @@
 """D-squared seeding: recorded sequences, its law, and independence of shards and order."""
 
 import itertools
+import multiprocessing
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,8 +12,9 @@ from scipy.stats import chi2
 
 from raybal import hashing
 from raybal.errors import RaybalError
+from raybal.querying import factors as shard_of_factors
 from raybal.querying import seeding
-from raybal.querying.factors import FactorShard, exact_distances
+from raybal.querying.factors import FactorShard, exact_distances, squared_norms
 from raybal.querying.seeding import LocalShards, d2_seeding, rejection_seeding
 
 
@@ -49,11 +53,12 @@ def test_distances_equal_the_dense_embeddings():
 def test_updates_keep_the_distance_to_the_nearest_centre():
     q, h = factors(5000)
     shard = FactorShard(q, h, hashing.hash_ids(map(str, range(5000))))
-    shard.update(q[:3], h[:3], [0, 1, 2])
-    shard.update(q[10:40], h[10:40], range(10, 40))
+    shard.update(q[:3], h[:3], [0, 1, 2], [0, 1, 2])
+    shard.update(q[10:40], h[10:40], range(10, 40), range(30))
     centres = torch.cat([torch.arange(3), torch.arange(10, 40)])
     expected = torch.cdist(dense(q, h), dense(q, h)[centres]).numpy().min(1) ** 2
     np.testing.assert_allclose(shard.d2, expected, rtol=2e-4, atol=1e-9)
+    np.testing.assert_array_equal(shard.nearest, torch.cdist(dense(q, h), dense(q, h)[centres]).argmin(1))
     assert (shard.d2[centres] == 0).all()
 
 
@@ -75,8 +80,8 @@ def test_an_update_gives_a_row_the_same_wherever_it_lies(count):
 
 def probabilities_of_triples(q, h):
     """Exact probabilities of picks 2 to 4 of sequential seeding that starts from the largest norm."""
-    d2 = exact_distances(q, h, q, h)
-    first = int(seeding.squared_norms(q, h).argmax())
+    d2 = exact_distances(q, h, q, h).numpy()
+    first = int(squared_norms(q, h).argmax())
     found = {}
     for triple in itertools.permutations([i for i in range(len(q)) if i != first], 3):
         weight, chosen = 1.0, [first]
@@ -89,18 +94,41 @@ def probabilities_of_triples(q, h):
     return first, found
 
 
-def draw(q, h, runs, proposals, walk=seeding.walk):
-    counts = {}
-    original, seeding.walk = seeding.walk, walk
-    try:
-        keys = hashing.hash_ids(map(str, range(len(q))))
-        for seed in range(runs):
-            picks = rejection_seeding(LocalShards([FactorShard(q, h, keys)]), 4, seed, proposals=proposals)
-            triple = tuple(p.row for p in picks[1:])
-            counts[triple] = counts.get(triple, 0) + 1
-    finally:
-        seeding.walk = original
+def repeats_dropped(keys, d2_start, accept, distances, wanted, walk=seeding.walk):
+    _, first = np.unique(keys, return_index=True)
+    kept = np.sort(first)
+    found = walk(keys[kept], d2_start[kept], accept[kept], distances[np.ix_(kept, kept)], wanted)
+    return [(int(kept[i]), d2) for i, d2 in found]
+
+
+def without_replacement(base, time, rate, count):
+    order = np.argsort(time)
+    return order, time[order], np.zeros(len(order), np.int64)
+
+
+#: Samplers that are wrong on purpose: (module, function) and what takes its place.
+WRONG = {"repeats_dropped": (seeding, "walk"), "without_replacement": (shard_of_factors, "_arrivals")}
+
+
+def draw_part(q, h, seeds, proposals, wrong):
+    torch.set_num_threads(1)
+    # Tens of thousands of runs over eight items need no large tiles.
+    shard_of_factors.TILE["cpu"] = 16
+    if wrong:
+        setattr(*WRONG[wrong], globals()[wrong])
+    counts = Counter()
+    keys = hashing.hash_ids(map(str, range(len(q))))
+    for seed in seeds:
+        picks = rejection_seeding(LocalShards([FactorShard(q, h, keys)]), 4, seed, proposals=proposals)
+        counts[tuple(p.row for p in picks[1:])] += 1
     return counts
+
+
+def draw(q, h, runs, wrong=None):
+    """Returns how often each triple of picks 2 to 4 came up, drawn in processes of their own."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
+        parts = [processes.submit(draw_part, q, h, range(i, runs, 2), 2 * len(q), wrong) for i in range(2)]
+        return sum((part.result() for part in parts), Counter())
 
 
 def p_value(counts, expected, runs):
@@ -123,22 +151,16 @@ def small_pool():
 
 def test_rejection_has_the_law_of_sequential_seeding(small_pool):
     """The joint distribution of three picks on a pool with an exact duplicate, against exact probabilities."""
+    runs = 40_000
+    _, expected = probabilities_of_triples(*small_pool)
+    assert p_value(draw(*small_pool, runs), expected, runs) > 1e-3
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_the_law_test_notices_a_wrong_sampler(small_pool, wrong):
     runs = 4000
     _, expected = probabilities_of_triples(*small_pool)
-    assert p_value(draw(*small_pool, runs, proposals=16), expected, runs) > 1e-3
-
-
-def test_the_law_test_notices_repeats_dropped_before_the_walk(small_pool):
-    def biased(keys, d2_start, accept, distances, wanted):
-        _, first = np.unique(keys, return_index=True)
-        kept = np.sort(first)
-        found = seeding_walk(keys[kept], d2_start[kept], accept[kept], distances[np.ix_(kept, kept)], wanted)
-        return [(int(kept[i]), d2) for i, d2 in found]
-
-    seeding_walk = seeding.walk
-    runs = 4000
-    _, expected = probabilities_of_triples(*small_pool)
-    assert p_value(draw(*small_pool, runs, proposals=16, walk=biased), expected, runs) < 1e-6
+    assert p_value(draw(*small_pool, runs, wrong), expected, runs) < 1e-6
 
 
 def picks_over(q, h, ids, parts, size, seed=1, proposals=32, labelled=None):
@@ -173,7 +195,7 @@ def test_the_objective_equals_sequential_seedings():
     generator = np.random.default_rng(0)
 
     def objective(picks):
-        return exact_distances(q, h, q[picks], h[picks]).min(1).sum()
+        return exact_distances(q, h, q[picks], h[picks]).amin(1).sum()
 
     rejection = [objective(d2_seeding(q, h, 50, seed=s)) for s in range(12)]
     sequential = [objective(d2_seeding(q, h, 50, uniforms=generator.random(200))) for _ in range(12)]

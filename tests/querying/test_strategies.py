@@ -12,12 +12,12 @@ from raybal.analysis.contribution import contributions, shapley_values
 from raybal.balancing.base import Predictor
 from raybal.bench.toy import make_pool
 from raybal.data.pool import Pool
-from raybal.errors import RaybalError
-from raybal.querying.base import STRATEGIES, Holder, LocalCandidates, Request, Scored
+from raybal.querying.base import STRATEGIES, Holder, LocalCandidates, QuotaSettings, Request, Scored
 from raybal.querying.entropy import entropy
 from raybal.querying.explain import describe_items, summarise_pool
 from raybal.querying.factors import squared_norms
 from raybal.querying.scoring import score_shard
+from raybal.testing import STRATEGY_CHECKS, StrategyCase, check_strategy_once
 
 ITEMS = make_items(120)
 # Exact duplicates under other names.
@@ -60,38 +60,38 @@ def candidates(columns, parts):
     )
 
 
+@pytest.mark.parametrize("modalities", [2, 3])
+@pytest.mark.parametrize("check", STRATEGY_CHECKS)
 @pytest.mark.parametrize("name", STRATEGIES.names())
-class TestEveryStrategy:
-    def test_chooses_the_number_asked_for(self, name):
-        strategy = make_strategy(name)
-        columns = scored_columns(strategy)
-        query = strategy.select(candidates(columns, [np.arange(120)]), Request(20, seed=4))
-        assert len(set(query.ids)) == 20 == len(query.score) == len(query.reason)
-        assert set(query.ids) <= set(ITEMS.ids)
-        assert np.isfinite(query.score).all()
-        assert all(query.reason)
+def test_every_strategy_keeps_the_contract(name, check, modalities):
+    check_strategy_once(StrategyCase(name, modalities=modalities), check)
 
-    def test_takes_all_when_more_is_asked_than_left(self, name):
-        strategy = make_strategy(name)
-        query = strategy.select(candidates(scored_columns(strategy), [np.arange(120)]), Request(500, seed=4))
-        assert sorted(query.ids) == ITEMS.ids
 
-    @pytest.mark.parametrize("shards", [1, 2, 7])
-    def test_does_not_depend_on_shards_or_order(self, name, shards):
-        strategy = make_strategy(name)
-        columns = scored_columns(strategy)
-        whole = strategy.select(candidates(columns, [np.arange(120)]), Request(20, seed=4))
-        order = np.random.default_rng(shards).permutation(120)
-        parts = strategy.select(candidates(columns, np.array_split(order, shards)), Request(20, seed=4))
-        assert parts.ids == whole.ids
-        np.testing.assert_allclose(parts.score, whole.score, rtol=1e-6)
-
-    def test_an_empty_shard_is_harmless(self, name):
-        strategy = make_strategy(name)
-        columns = scored_columns(strategy)
-        whole = strategy.select(candidates(columns, [np.arange(120)]), Request(20, seed=4))
-        parts = [np.arange(0), np.arange(120)]
-        assert strategy.select(candidates(columns, parts), Request(20, seed=4)).ids == whole.ids
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("bmmal", {"modulate": "both", "from_labelled": True}),
+        ("badge", {"seeding": "oversampled"}),
+        ("badge", {"seeding": "partitioned"}),
+        ("coreset", {"features": "audio", "unit": True}),
+        ("typiclust", {"clusters": 6}),
+        ("probcover", {"radius": 0.4}),
+        ("core_gcn", {"chunk": 40}),
+        ("modality_uncertainty", {"measure": "margin", "combine": "max"}),
+        ("modality_uncertainty", {"measure": "least_confidence", "combine": "min"}),
+        ("by_modality", {"inner": "coreset"}),
+        ("by_modality", {"inner": "deepfool", "shares": {"audio": 3.0, "video": 1.0}}),
+        ("by_modality", {"inner": "bald"}),
+        ("entropy", {"explain": False}),
+        ("bmmal", {"quota": QuotaSettings(dominated=0.6)}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("check", STRATEGY_CHECKS)
+def test_other_settings_keep_the_contract(name, options, check):
+    if check == "explanations" and not options.get("explain", True):
+        pytest.skip("told not to explain")
+    check_strategy_once(StrategyCase(name, options), check)
 
 
 @pytest.mark.parametrize("name", ["badge", "bmmal"])
@@ -99,7 +99,9 @@ def test_reasons_say_what_is_known_of_an_item(name):
     """Ten items are exact duplicates: the last to be taken, with their own norm and no distance."""
     strategy = make_strategy(name)
     columns = scored_columns(strategy)
-    norm = dict(zip(ITEMS.ids, np.sqrt(squared_norms(*(torch.from_numpy(columns[c]) for c in "qh"))), strict=True))
+    norm = dict(
+        zip(ITEMS.ids, squared_norms(*(torch.from_numpy(columns[c]) for c in "qh")).sqrt().tolist(), strict=True)
+    )
     query = strategy.select(candidates(columns, np.array_split(np.arange(120), 3)), Request(120, seed=4))
     for position, (i, reason) in enumerate(zip(query.ids, query.reason, strict=True)):
         assert reason.startswith(f"gradient norm {norm[i]:.2f}, ")
@@ -125,17 +127,6 @@ def test_entropy_and_margin_choose_the_least_certain():
         columns = {k: v.numpy() for k, v in strategy.columns(None, scored).items()}
         holder = Holder(list("abcd"), hashing.hash_ids("abcd"), columns)
         assert strategy.select(LocalCandidates([holder]), Request(4, 0)).ids == ["abcd"[i] for i in expected]
-
-
-@pytest.mark.parametrize("name", ["entropy", "margin", "badge", "bmmal"])
-def test_scores_that_are_not_numbers_name_the_item(name):
-    strategy = make_strategy(name)
-    columns = scored_columns(strategy)
-    spoilt = next(k for k in columns if k not in ("predicted", "confidence", "contribution"))
-    columns[spoilt] = columns[spoilt].copy()
-    columns[spoilt][17] = np.nan
-    with pytest.raises(RaybalError, match=ITEMS.ids[17]):
-        strategy.select(candidates(columns, [np.arange(120)]), Request(5, 0))
 
 
 def test_random_is_uniform_over_seeds():

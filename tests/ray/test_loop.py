@@ -89,6 +89,35 @@ def test_a_finished_store_does_nothing_more_and_a_larger_budget_goes_on(finished
     assert [len(q) for q in queries(store)] == [30, 30, 30, 10]
 
 
+def test_a_query_says_why_and_a_loop_that_has_enough_stops(feature_pool, tmp_path, caplog):
+    """A first round without a trained model, labelled items that count, a quota, and a stop before the budget."""
+    query = {
+        "strategy": "coreset",
+        "size": 30,
+        "initial": "typiclust",
+        "initial_features": "easy",
+        "quota": {"dominated": 0.8},
+    }
+    config = make_config(feature_pool, tmp_path / "store", query=query, stop={"agreement": 0.01})
+    with caplog.at_level("INFO"):
+        run_loop(config)
+        run_loop(config)
+    store = Store(str(tmp_path / "store"))
+    assert caplog.text.count("the loop stops before round 2: two successive models agree") == 2
+    first, second = (r.query() for r in rounds_of(store) if r.done("select"))
+    assert len(first) == len(second) == 30
+    assert "typical of a cluster" in first["reason"][0].as_py()
+    assert first["predicted"].null_count == first["nearest_labelled"].null_count == 30
+    assert pc.sum(first["stands_for"]).as_py() == len(Pool(str(feature_pool)).positions_in("train"))
+    assert second["predicted"].null_count == 0
+    assert set(second["nearest_labelled"].to_pylist()) <= set(first["id"].to_pylist())
+    # What is far from labelled and chosen items is as far from labelled ones.
+    assert (second["labelled_distance"].to_numpy() >= second["score"].to_numpy() - 1e-5).all()
+    balance = rounds_of(store)[1].facts("select")["balance"]
+    assert max(balance["dominated"]) <= 0.8
+    assert "nearest labelled" in (tmp_path / "store" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("phase", ["select", "train", "score"])
 def test_phases_that_are_done_again_give_the_same(finished, feature_pool, tmp_path, phase):
     """As if the driver had been lost before the phase's marker was written."""

@@ -1,0 +1,111 @@
+"""How balanced a query is, and quotas."""
+
+import numpy as np
+import pytest
+from scipy.stats import entropy
+
+from raybal import hashing
+from raybal.querying.balance import balance_of, select
+from raybal.querying.base import Holder, LocalCandidates, Query, QuerySettings, QueryStrategy, QuotaSettings, Request
+from raybal.querying.explain import describe_items, summarise_pool
+
+N = 200
+RANDOM = np.random.default_rng(0)
+SHARE = RANDOM.beta(2, 1, N)
+COLUMNS = {
+    "contribution": np.stack([SHARE, 1 - SHARE], 1).astype(np.float32),
+    "predicted": RANDOM.choice(5, N, p=[0.5, 0.2, 0.1, 0.1, 0.1]).astype(np.int32),
+    "confidence": RANDOM.random(N).astype(np.float32),
+}
+IDS = [f"item-{i:03d}" for i in range(N)]
+
+
+class ByShare(QueryStrategy):
+    """Those that the first modality decides most: as unbalanced as can be."""
+
+    asked: list[Request]
+
+    def select(self, candidates, request):
+        self.asked.append(request)
+        found = [pair for part in candidates.map(_by_share) for pair in part]
+        found = sorted(found, reverse=True)[: request.size]
+        return Query([i for _, i in found], [v for v, _ in found], ["share"] * len(found), [{"v": v} for v, _ in found])
+
+
+def _by_share(holder):
+    return list(zip(holder.columns["contribution"][:, 0].tolist(), holder.ids, strict=True))
+
+
+def held(parts=1):
+    rows = np.random.default_rng(parts).permutation(N)
+    return LocalCandidates(
+        [
+            Holder(
+                [IDS[r] for r in piece],
+                hashing.hash_ids([IDS[r] for r in piece]),
+                {name: values[piece] for name, values in COLUMNS.items()},
+            )
+            for piece in np.array_split(rows, parts)
+        ]
+    )
+
+
+def choose(parts=1, size=40, **quota):
+    strategy = ByShare(QuerySettings(strategy="by share", quota=QuotaSettings(**quota)))
+    strategy.asked = []
+    return select(strategy, held(parts), Request(size, 1)), strategy.asked
+
+
+def numbers(query):
+    candidates = held()
+    return balance_of(describe_items(candidates, query.ids), summarise_pool(candidates))
+
+
+def test_balance_is_measured_beside_the_pool():
+    query, _ = choose()
+    rows = [int(i[5:]) for i in query.ids]
+    found = numbers(query)
+    np.testing.assert_allclose(
+        found["contribution"], COLUMNS["contribution"][rows].mean(0) - COLUMNS["contribution"].mean(0), rtol=1e-5
+    )
+    assert found["dominated"] == [1.0, 0.0]
+    counts = np.bincount(COLUMNS["predicted"][rows])
+    assert found["class_entropy"] == pytest.approx(entropy(counts))
+    assert found["pool_class_entropy"] == pytest.approx(entropy(np.bincount(COLUMNS["predicted"])))
+    assert balance_of({}, {}) == {}
+
+
+def test_without_a_quota_the_strategy_chooses_once():
+    query, asked = choose()
+    assert len(asked) == 1
+    assert query.ids == [IDS[i] for i in np.argsort(-SHARE)[:40]]
+
+
+@pytest.mark.parametrize(
+    ("quota", "kept"),
+    [
+        ({"dominated": 0.6}, lambda b, q: max(b["dominated"]) <= 0.6),
+        ({"predicted": 0.25}, lambda b, q: np.bincount(q).max() <= 10),
+        ({"contribution": 0.02}, lambda b, q: np.abs(b["contribution"]).max() <= 0.02 + 1e-6),
+        (
+            {"dominated": 0.7, "predicted": 0.4, "contribution": 0.1},
+            lambda b, q: max(b["dominated"]) <= 0.7 and np.abs(b["contribution"]).max() <= 0.1 + 1e-6,
+        ),
+    ],
+)
+def test_quotas_are_kept_whatever_the_shards(quota, kept):
+    plain, _ = choose()
+    assert not kept(numbers(plain), COLUMNS["predicted"][[int(i[5:]) for i in plain.ids]])
+    query, asked = choose(**quota)
+    assert len(set(query.ids)) == len(query.parts) == 40
+    assert kept(numbers(query), COLUMNS["predicted"][[int(i[5:]) for i in query.ids]])
+    assert choose(parts=7, **quota)[0].ids == query.ids
+    # What was chosen before is said to the strategy.
+    assert [len(r.chosen.ids) if r.chosen else 0 for r in asked[1:]] == [40 - r.size for r in asked[1:]]
+
+
+def test_a_quota_that_cannot_be_kept_is_filled_up_and_said(caplog):
+    with caplog.at_level("WARNING"):
+        query, _ = choose(size=N, dominated=0.5)
+    assert sorted(query.ids) == IDS
+    assert "the quota cannot be kept" in caplog.text
