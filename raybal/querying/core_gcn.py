@@ -21,7 +21,7 @@ from raybal.querying.kcentre import k_centre
 from raybal.querying.shards import LocalShards
 from raybal.settings import setting
 
-STEPS, LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 200, 1e-3, 5e-4, 0.3
+LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 1e-3, 5e-4, 0.3
 HIDDEN = 128
 #: Weight of the candidates in the loss.
 CANDIDATES = 1.2
@@ -32,6 +32,7 @@ class CoreGCNSettings(EmbeddingSettings):
     """Settings of CoreGCN."""
 
     chunk: int = setting(20_000, ge=2, help="candidates of one graph; more make several, by hash")
+    steps: int = setting(200, ge=1, help="training steps of a graph network")
 
 
 class CoreGCN(EmbeddingStrategy):
@@ -67,7 +68,7 @@ class CoreGCN(EmbeddingStrategy):
         x = F.normalize(torch.cat([torch.from_numpy(finite(labelled, EMBEDDING)).float(), z]), dim=1)
         count = len(labelled.ids)
         known = torch.arange(len(x)) < count
-        hidden, scores = train(x, known, seed)
+        hidden, scores = train(x, known, seed, self.settings.steps)
         space = torch.cat([hidden, scores.logit()[:, None]], 1)
         if not torch.isfinite(space).all():
             raise RaybalError("the graph network of core_gcn has diverged")
@@ -116,13 +117,14 @@ def discriminator_loss(scores: Tensor, labelled: Tensor) -> Tensor:
     return -known.clamp(min=floor).log().mean() - CANDIDATES * others.clamp(min=floor).log().mean()
 
 
-def train(x: Tensor, labelled: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def train(x: Tensor, labelled: Tensor, seed: int, steps: int) -> tuple[Tensor, Tensor]:
     """Trains the graph network.
 
     Args:
         x: [n, D], rows of length 1.
         labelled: bool [n].
         seed: of its weights and its dropout.
+        steps: of Adam.
 
     Returns:
         (hidden [n, 128], scores [n] in (0, 1)), without dropout.
@@ -148,7 +150,7 @@ def train(x: Tensor, labelled: Tensor, seed: int) -> tuple[Tensor, Tensor]:
             read = hidden * kept / (1 - DROPOUT)
         return hidden, torch.sigmoid(graph.times(read @ last) + last_bias)[:, 0]
 
-    for _ in range(STEPS):
+    for _ in range(steps):
         optimizer.zero_grad()
         discriminator_loss(forward(dropout=True)[1], labelled).backward()
         optimizer.step()

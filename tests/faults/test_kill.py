@@ -43,8 +43,8 @@ def arguments(pool: Path, store: Path) -> list[str]:
     options = {
         "pool": pool,
         "store": store,
-        "label-budget": 240,
-        "query.size": 80,
+        "label-budget": 120,
+        "query.size": 40,
         "query.proposals": 1,
         "train.epochs": 12,
         "train.device": "cpu",
@@ -92,12 +92,12 @@ def test_killed_while_training_scoring_and_selecting(pool, tmp_path):
     assert f"training continues after its checkpointed epoch {int(epochs[-1][6:10])} of 12" in printed
     assert "epoch 1/12" not in printed.split("round 2")[0]
     done = {p.name: p.stat().st_mtime_ns for p in scores.glob("[!.]*.parquet")}
-    assert 0 < len(done) < 16, "the kill came too late to show anything"
+    assert 0 < len(done) < 32, "the kill came too late to show anything"
 
     printed = run_until(pool, store, lambda: (store / "rounds/002/score.yaml").exists())
     assert not (store / "rounds/002/select.yaml").exists(), "the kill came too late to show anything"
     # An actor may have finished the shard it was at when the driver died.
-    found = re.search(r"scoring continues: (\d+) of 16 shards are done", printed)
+    found = re.search(r"scoring continues: (\d+) of \d+ shards are done", printed)
     assert found is not None
     assert len(done) <= int(found[1]) <= len(done) + 2
     assert done.items() <= {p.name: p.stat().st_mtime_ns for p in scores.glob("*.parquet")}.items()

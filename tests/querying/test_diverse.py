@@ -184,7 +184,7 @@ def test_the_graph_network_tells_what_is_far_from_labelled_items():
     z = z / np.linalg.norm(z, axis=1, keepdims=True)
     x = torch.from_numpy(z).float()
     known = torch.from_numpy(blob == 0) & (torch.arange(200) % 2 == 0)
-    _, scores = core_gcn.train(x, known, 0)
+    _, scores = core_gcn.train(x, known, 0, 200)
     # Items beside labelled ones look more labelled than those of the other blob.
     assert scores[blob == 0].mean() > scores[blob == 1].mean() + 0.1
 

@@ -1,5 +1,7 @@
 """What every strategy must do, on scored candidates."""
 
+import os
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -60,11 +62,24 @@ def candidates(columns, parts):
     )
 
 
-@pytest.mark.parametrize("modalities", [2, 3])
+LONG = pytest.mark.skipif("RAYBAL_LONG" not in os.environ, reason="takes minutes; set RAYBAL_LONG=1")
+#: Fewer steps than a user's graph network has.
+QUICKER = {"core_gcn": {"steps": 20}}
+#: What other settings, or another number of modalities, may break.
+MOST = ("the number asked for", "all that is left", "shards and order", "missing modalities")
+
+
 @pytest.mark.parametrize("check", STRATEGY_CHECKS)
 @pytest.mark.parametrize("name", STRATEGIES.names())
-def test_every_strategy_keeps_the_contract(name, check, modalities):
-    check_strategy_once(StrategyCase(name, modalities=modalities), check)
+def test_every_strategy_keeps_the_contract(name, check):
+    check_strategy_once(StrategyCase(name, QUICKER.get(name, {})), check)
+
+
+@LONG
+@pytest.mark.parametrize("check", MOST)
+@pytest.mark.parametrize("name", STRATEGIES.names())
+def test_every_strategy_takes_three_modalities(name, check):
+    check_strategy_once(StrategyCase(name, QUICKER.get(name, {}), modalities=3), check)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +91,7 @@ def test_every_strategy_keeps_the_contract(name, check, modalities):
         ("coreset", {"features": "audio", "unit": True}),
         ("typiclust", {"clusters": 6}),
         ("probcover", {"radius": 0.4}),
-        ("core_gcn", {"chunk": 40}),
+        ("core_gcn", {"chunk": 40, "steps": 5}),
         ("modality_uncertainty", {"measure": "margin", "combine": "max"}),
         ("modality_uncertainty", {"measure": "least_confidence", "combine": "min"}),
         ("by_modality", {"inner": "coreset"}),
@@ -87,10 +102,9 @@ def test_every_strategy_keeps_the_contract(name, check, modalities):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("check", STRATEGY_CHECKS)
+@LONG
+@pytest.mark.parametrize("check", MOST)
 def test_other_settings_keep_the_contract(name, options, check):
-    if check == "explanations" and not options.get("explain", True):
-        pytest.skip("told not to explain")
     check_strategy_once(StrategyCase(name, options), check)
 
 
