@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2
+from toy import LONG
 
 from raybal import hashing
 from raybal.errors import RaybalError
@@ -158,6 +159,7 @@ def test_rejection_has_the_law_of_sequential_seeding(small_pool):
     assert p_value(draw(*small_pool, runs), expected, runs) > 1e-3
 
 
+@LONG
 @pytest.mark.parametrize("wrong", WRONG)
 def test_the_law_test_notices_a_wrong_sampler(small_pool, wrong):
     runs = 4000

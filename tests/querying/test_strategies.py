@@ -1,13 +1,11 @@
 """What every strategy must do, on scored candidates."""
 
-import os
-
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from scipy.stats import entropy as scipy_entropy
-from toy import make_classifier, make_items
+from toy import LONG, make_classifier, make_items
 
 from raybal import hashing
 from raybal.analysis.contribution import contributions, shapley_values
@@ -62,7 +60,6 @@ def candidates(columns, parts):
     )
 
 
-LONG = pytest.mark.skipif("RAYBAL_LONG" not in os.environ, reason="takes minutes; set RAYBAL_LONG=1")
 #: Fewer steps than a user's graph network has.
 QUICKER = {"core_gcn": {"steps": 20}}
 #: What other settings, or another number of modalities, may break.
