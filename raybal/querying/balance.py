@@ -14,7 +14,7 @@ from scipy.stats import entropy
 from raybal import hashing
 from raybal.querying.base import Candidates, Query, QueryStrategy, QuotaSettings, Request, column_names, gather
 from raybal.querying.explain import describe_items, summarise_pool
-from raybal.querying.views import Columns, View
+from raybal.querying.views import Columns, Shown, View
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ def select(strategy: QueryStrategy, candidates: Candidates, request: Request) ->
     columns = column_names(candidates)
     query, wanted, kept = Query([], [], []), min(request.size, pool["candidates"]), True
     while len(query.ids) < wanted:
-        view = View(candidates, "within quota", without=query.ids, allowed=limits.allowed if kept else None)
+        shown = Shown(without=query.ids, allowed=limits.allowed if kept else None)
+        view = View(candidates, "within quota", shown)
         chosen = gather(candidates, query.ids, columns) if query.ids else None
         seed = hashing.digest(request.seed, len(query.ids)) if query.ids else request.seed
         found = strategy.select(

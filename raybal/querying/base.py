@@ -112,11 +112,7 @@ class Request:
 
     def known(self, *, labelled: bool = True) -> Holder | None:
         """Returns the items that count as chosen: those chosen before and, if wanted, those with labels."""
-        parts = [h for h in (self.labelled if labelled else None, self.chosen) if h is not None]
-        if len(parts) < 2:
-            return parts[0] if parts else None
-        columns = {name: np.concatenate([h.columns[name] for h in parts]) for name in parts[0].columns}
-        return Holder([i for h in parts for i in h.ids], np.concatenate([h.keys for h in parts]), columns)
+        return joined(self.labelled if labelled else None, self.chosen)
 
 
 @dataclass
@@ -262,6 +258,15 @@ def gather(candidates: Candidates, ids: Sequence[str], columns: Sequence[str]) -
         np.concatenate([part.keys for part in parts])[order],
         {name: np.concatenate([part.columns[name] for part in parts])[order] for name in columns},
     )
+
+
+def joined(*holders: Holder | None) -> Holder | None:
+    """Returns the items of several holders with the same columns as one; None where there is no item."""
+    parts = [h for h in holders if h is not None and h.ids]
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    columns = {name: np.concatenate([h.columns[name] for h in parts]) for name in parts[0].columns}
+    return Holder([i for h in parts for i in h.ids], np.concatenate([h.keys for h in parts]), columns)
 
 
 def column_names(candidates: Candidates) -> list[str]:

@@ -24,8 +24,11 @@ from raybal.querying.base import (
     Scored,
     build_strategy,
     by_hash,
+    column_names,
+    gather,
+    joined,
 )  # fmt: skip
-from raybal.querying.views import View, viewed
+from raybal.querying.views import Shown, View
 from raybal.settings import setting
 
 
@@ -96,11 +99,16 @@ class ByModality(QueryStrategy):
     def _choose(self, query: Query, candidates: Candidates, request: Request, i: int, m: str, wanted: int) -> None:
         if wanted <= 0:
             return
-        view = View(candidates, f"view of {m}", without=query.ids, prefix=f"{m}.", present=i)
-        labelled = request.labelled and viewed(request.labelled, prefix=f"{m}.", present=i)
-        seed = hashing.digest(request.seed, m, len(query.ids))
+        shown = Shown(prefix=f"{m}.", present=i)
+        view = View(candidates, f"view of {m}", dataclasses.replace(shown, without=query.ids))
+        # What other modalities chose counts as chosen, as this one sees it.
+        chosen = joined(request.chosen, gather(candidates, query.ids, column_names(candidates)))
         own = dataclasses.replace(
-            request, size=wanted, seed=seed, labelled=labelled if labelled and labelled.ids else None
+            request,
+            size=wanted,
+            seed=hashing.digest(request.seed, m, len(query.ids)),
+            labelled=_seen(request.labelled, shown),
+            chosen=_seen(chosen, shown),
         )
         found = self.inner.select(view, own)
         view.close()
@@ -142,6 +150,11 @@ class _Alone:
     def fuse(self, inputs: Mapping[str, Tensor], present: Tensor) -> Tensor:
         (m,) = self.modalities
         return self.unimodal_heads[m](inputs[m])
+
+
+def _seen(holder: Holder | None, shown: Shown) -> Holder | None:
+    seen = holder and shown.of(holder)
+    return seen if seen and seen.ids else None
 
 
 def _extend(query: Query, more: Query) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from raybal.querying.base import Candidates, Holder, Query, QueryStrategy
+from raybal.querying.base import Candidates, Holder, Query, QueryStrategy, column_names, gather
 from raybal.querying.factors import exact_distances
-from raybal.querying.shards import Factors, HeldShards, Pick, accept, count_cells, rows_of
+from raybal.querying.shards import Factors, HeldShards, add_centres, count_cells
 
 #: Items whose distances to one another are held at a time.
 BLOCK = 1024
@@ -31,8 +32,13 @@ def _describe(holder: Holder, ids: list[str]) -> dict[str, dict[str, Any]]:
             "confidence": float(holder.columns["confidence"][row]),
             "contribution": holder.columns["contribution"][row].tolist(),
         }
-        for row, _ in _rows(holder, ids)
+        for row in _rows(holder, ids)
     }
+
+
+def _rows(holder: Holder, ids: list[str]) -> list[int]:
+    wanted = set(ids)
+    return [row for row, i in enumerate(holder.ids) if i in wanted]
 
 
 def explain_items(
@@ -47,56 +53,33 @@ def explain_items(
     """
     if not strategy.settings.explain or not query.ids:
         return {}
-    shards = HeldShards(candidates, strategy.factors)
-    picks = _find(candidates, query.ids)
-    cells = query.cells or _count(shards, picks)
+    q, h = strategy.factors(gather(candidates, query.ids, column_names(candidates)))
+    cells = query.cells or _cells(HeldShards(candidates, strategy.factors), q, h)
     found: dict[str, dict[str, Any]] = {
         i: {"stands_for": cell, "nearest_labelled": None, "labelled_distance": None}
         for i, cell in zip(query.ids, cells, strict=True)
     }
     if labelled is not None and labelled.ids:
-        ids, distances = _nearest(shards, picks, labelled, strategy.factors)
+        ids, distances = _nearest(q, h, labelled, strategy.factors)
         for i, near, distance in zip(query.ids, ids, distances, strict=True):
             found[i] |= {"nearest_labelled": near, "labelled_distance": distance}
     return found
 
 
-def _find(candidates: Candidates, ids: list[str]) -> list[Pick]:
-    where = {
-        number: Pick(shard, row, 0.0, 0.0)
-        for shard, part in enumerate(candidates.map(_rows, ids))
-        for row, number in part
-    }
-    return [where[number] for number in range(len(ids))]
+def _cells(shards: HeldShards, q: Tensor, h: Tensor) -> list[int]:
+    add_centres(shards, (q, h))
+    return count_cells(shards, len(q))
 
 
-def _rows(holder: Holder, ids: list[str]) -> list[tuple[int, int]]:
-    """Returns (row, position in `ids`) of those that are here."""
-    wanted = {i: number for number, i in enumerate(ids)}
-    return [(row, wanted[i]) for row, i in enumerate(holder.ids) if i in wanted]
-
-
-def _count(shards: HeldShards, picks: list[Pick]) -> list[int]:
-    for start in range(0, len(picks), BLOCK):
-        part = picks[start : start + BLOCK]
-        rows = rows_of(shards, part)
-        accept(shards, rows, np.array([p.shard for p in part]), range(len(part)), rows.d2.tolist())
-    return count_cells(shards, picks)
-
-
-def _nearest(
-    shards: HeldShards, picks: list[Pick], labelled: Holder, factors: Factors
-) -> tuple[list[str], list[float]]:
-    """Returns (ids, distances) of the labelled items nearest to picks, the smaller id among equals."""
+def _nearest(q: Tensor, h: Tensor, labelled: Holder, factors: Factors) -> tuple[list[str], list[float]]:
+    """Returns (ids, distances) of the labelled items nearest to items with factors q and h, the smaller id among
+    equals."""
     by_id = np.argsort(np.array(labelled.ids, dtype=object))
-    q, h = factors(Holder([labelled.ids[i] for i in by_id], labelled.keys, _taken(labelled.columns, by_id)))
-    rows = rows_of(shards, picks)
+    known = factors(Holder([labelled.ids[i] for i in by_id], labelled.keys, _taken(labelled.columns, by_id)))
     ids, distances = [], []
-    for start in range(0, len(picks), BLOCK):
-        part = rows[start : start + BLOCK]
-        blocks = zip(q.split(BLOCK), h.split(BLOCK), strict=True)
-        near = torch.cat([exact_distances(part.q, part.h, *block) for block in blocks], 1)
-        least = near.min(1)
+    for part in zip(q.split(BLOCK), h.split(BLOCK), strict=True):
+        blocks = zip(*(x.split(BLOCK) for x in known), strict=True)
+        least = torch.cat([exact_distances(*part, *block) for block in blocks], 1).min(1)
         ids += [labelled.ids[by_id[i]] for i in least.indices.tolist()]
         distances += least.values.sqrt().tolist()
     return ids, distances

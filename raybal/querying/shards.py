@@ -157,12 +157,12 @@ def add_centres(shards: Shards, centres: tuple[Tensor, Tensor] | None) -> None:
                 shards.map("update", q, h)
 
 
-def count_cells(shards: Shards, picks: Sequence[Pick], before: int = 0) -> list[int]:
-    """Returns how many items have each pick as their nearest centre, itself among them, where the picks are all
-    centres but `before` earlier ones."""
-    cells = sum(shards.map("cells", before + len(picks)))
-    # Of what equals another pick, only itself.
-    return np.maximum(cells[before:], 1).tolist() if picks else []
+def count_cells(shards: Shards, size: int, before: int = 0) -> list[int]:
+    """Returns how many items have each of `size` centres as their nearest, itself among them, where all centres are
+    these and `before` earlier ones."""
+    cells = sum(shards.map("cells", before + size))
+    # Of what equals another, only itself.
+    return np.maximum(cells[before:], 1).tolist() if size else []
 
 
 def rest(shards: Shards, wanted: int, seed: int) -> list[Pick]:

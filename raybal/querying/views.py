@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,31 +14,51 @@ from raybal.querying.base import Candidates, Holder
 Columns = dict[str, NDArray[Any]]
 
 
-class View:
-    """Candidates without some items, and with the columns of one prefix in place of others of the same names.
+@dataclass(frozen=True)
+class Shown:
+    """What is seen of a holder: not all items, and the columns of one prefix in place of others of the same names.
 
-    Args:
-        candidates: all candidates.
-        name: of this view, by which holders keep what belongs to it.
+    Attributes:
         without: ids that are left out.
         prefix: of the columns that are seen without it.
         present: number of the modality that items must have.
         allowed: maps columns to which items are seen, bool [n].
     """
 
-    def __init__(
-        self,
-        candidates: Candidates,
-        name: str,
-        *,
-        without: Collection[str] = (),
-        prefix: str = "",
-        present: int | None = None,
-        allowed: Callable[[Columns], NDArray[np.bool_]] | None = None,
-    ) -> None:
+    without: Collection[str] = ()
+    prefix: str = ""
+    present: int | None = None
+    allowed: Callable[[Columns], NDArray[np.bool_]] | None = None
+
+    def of(self, holder: Holder) -> Holder:
+        """Returns what is seen of a holder."""
+        rows = np.ones(len(holder.ids), bool) if self.allowed is None else self.allowed(holder.columns)
+        if self.present is not None:
+            rows &= holder.columns["present"][:, self.present].astype(bool)
+        if self.without:
+            rows &= ~np.isin(np.array(holder.ids, dtype=object), list(self.without))
+        found = dict(holder.columns)
+        if self.prefix:
+            own = {name: v for name, v in holder.columns.items() if name.startswith(self.prefix)}
+            found |= {name.removeprefix(self.prefix): v for name, v in own.items()}
+        columns = {name: values if rows.all() else values[rows] for name, values in found.items()}
+        ids = [i for i, kept in zip(holder.ids, rows, strict=True) if kept]
+        return Holder(ids, holder.keys[rows], columns)
+
+
+class View:
+    """Candidates of which only a part is shown.
+
+    Args:
+        candidates: all candidates.
+        name: of this view, by which holders keep what belongs to it.
+        shown: what is seen.
+    """
+
+    def __init__(self, candidates: Candidates, name: str, shown: Shown) -> None:
         self.candidates = candidates
         self.name = name
-        candidates.map(_open, name, set(without), prefix, present, allowed)
+        candidates.map(_open, name, shown)
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -50,29 +71,8 @@ class View:
         self.candidates.map(_close, self.name)
 
 
-def viewed(
-    holder: Holder,
-    without: Collection[str] = (),
-    prefix: str = "",
-    present: int | None = None,
-    allowed: Callable[[Columns], NDArray[np.bool_]] | None = None,
-) -> Holder:
-    """Returns what a view shows of a holder."""
-    rows = np.ones(len(holder.ids), bool) if allowed is None else allowed(holder.columns)
-    if present is not None:
-        rows &= holder.columns["present"][:, present].astype(bool)
-    if without:
-        rows &= ~np.isin(np.array(holder.ids, dtype=object), list(without))
-    found = dict(holder.columns)
-    if prefix:
-        found |= {name.removeprefix(prefix): v for name, v in holder.columns.items() if name.startswith(prefix)}
-    columns = {name: values if rows.all() else values[rows] for name, values in found.items()}
-    ids = [i for i, kept in zip(holder.ids, rows, strict=True) if kept]
-    return Holder(ids, holder.keys[rows], columns)
-
-
-def _open(holder: Holder, name: str, *shown: Any) -> None:
-    holder.state[name] = viewed(holder, *shown)
+def _open(holder: Holder, name: str, shown: Shown) -> None:
+    holder.state[name] = shown.of(holder)
 
 
 def _through(holder: Holder, name: str, function: Callable[..., Any], args: tuple[Any, ...], *more: Any) -> Any:

@@ -23,7 +23,17 @@ from raybal.data.schema import Modality
 from raybal.errors import RaybalError
 from raybal.models.classifier import ModelSettings, build_classifier
 from raybal.models.encoders import EncoderSettings
-from raybal.querying.base import STRATEGIES, Holder, LocalCandidates, Query, QueryStrategy, Request, Scored
+from raybal.querying.balance import select
+from raybal.querying.base import (
+    STRATEGIES,
+    Holder,
+    LocalCandidates,
+    Query,
+    QueryStrategy,
+    QuotaSettings,
+    Request,
+    Scored,
+)
 from raybal.querying.explain import explain_items
 from raybal.querying.scoring import item_columns, read_holder, score_shard
 from raybal.testing.runs import CLASSES, MODALITIES, SEED, THIRD, items_of
@@ -217,6 +227,21 @@ def _not_finite(case: StrategyCase) -> None:
 _GENERIC = {"predicted", "confidence", "contribution", "present"}
 
 
+def _within_a_quota(case: StrategyCase) -> None:
+    items, columns = scored(case)
+    known = _held(items, columns, np.arange(LABELLED))
+    quota = QuotaSettings(predicted=0.5)
+    found = []
+    for parts in (1, 7):
+        held = candidates_of(items, columns, _parts(parts, np.arange(LABELLED, ITEMS)))
+        query = select(case.build(quota=quota), held, Request(20, 4, CLASSES, known))
+        assert len(set(query.ids)) == 20, f"{len(set(query.ids))} different items within a quota, not 20"
+        predicted = columns["predicted"][[items.ids.index(i) for i in query.ids]]
+        assert np.bincount(predicted).max() <= 10, "more of one class than the quota allows"
+        found.append(query.ids)
+    assert found[0] == found[1], "other items in 7 shards within a quota"
+
+
 def _explanations(case: StrategyCase) -> None:
     items, columns = scored(case)
     strategy = case.build()
@@ -241,5 +266,6 @@ STRATEGY_CHECKS: dict[str, Callable[[StrategyCase], None]] = {
     "half precision": _half_precision,
     "no labels": _no_labels,
     "not finite": _not_finite,
+    "within a quota": _within_a_quota,
     "explanations": _explanations,
 }

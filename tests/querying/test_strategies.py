@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 from scipy.stats import entropy as scipy_entropy
-from toy import LONG, make_classifier, make_items
+from toy import make_classifier, make_items
 
 from raybal import hashing
 from raybal.analysis.contribution import contributions, shapley_values
@@ -72,7 +72,6 @@ def test_every_strategy_keeps_the_contract(name, check):
     check_strategy_once(StrategyCase(name, QUICKER.get(name, {})), check)
 
 
-@LONG
 @pytest.mark.parametrize("check", MOST)
 @pytest.mark.parametrize("name", STRATEGIES.names())
 def test_every_strategy_takes_three_modalities(name, check):
@@ -99,7 +98,6 @@ def test_every_strategy_takes_three_modalities(name, check):
     ],
     ids=str,
 )
-@LONG
 @pytest.mark.parametrize("check", MOST)
 def test_other_settings_keep_the_contract(name, options, check):
     check_strategy_once(StrategyCase(name, options), check)
