@@ -224,27 +224,42 @@ class FactorShard:
             tile = TILE[device.type]
             # Fresh memory for every tile would cost as much as a third of the products.
             memory = torch.empty(2, tile, len(q), device=device)
-            for start in range(0, len(self), tile):
-                self._update(slice(start, min(start + tile, len(self))), centres, count, memory)
+            starts = range(0, len(self), tile)
+            noisy = [self._update(slice(s, min(s + tile, len(self))), centres, count, memory) for s in starts]
+            for found in torch.cat(noisy).split(tile):
+                self._improve(found, centres.exact(self.q[found], self.h[found]), count)
         own = torch.as_tensor(np.asarray(rows, np.int64), device=device)
         self.free[own] = False
         self.d2[own] = 0.0
         self.nearest[own] = torch.as_tensor(np.asarray(numbers, np.int32), device=device) + self.centres
         self.centres += count
 
-    def _update(self, rows: slice, centres: _Centres, count: int, memory: Tensor) -> None:
-        least, number = centres.nearest(self.q[rows], self.h[rows], memory)
+    def _update(self, rows: slice, centres: _Centres, count: int, memory: Tensor) -> Tensor:
+        """Lowers D2 of one tile; returns the rows [m] whose distances are noise and have to be computed exactly."""
+        far = centres.beside(self.q[rows], self.h[rows], memory)
         norm, before = self.norm[rows], self.d2[rows]
-        d2 = (norm + least).clamp_(min=0.0)
-        noisy = torch.nonzero((d2 < NOISE * norm) & (before > 0)).flatten()
-        if len(noisy):
-            exact = exact_distances(self.q[rows][noisy], self.h[rows][noisy], centres.q, centres.h)
-            d2[noisy], number[noisy] = exact.min(1)
-        closer = d2 < before
-        self.d2[rows] = torch.where(closer, d2, before)
-        # The repeats at the end are the last centre.
-        number = number.clamp_(max=count - 1).int() + self.centres
-        self.nearest[rows] = torch.where(closer, number, self.nearest[rows])
+        d2 = (norm + far.amin(1)).clamp_(min=0.0)
+        noise = d2 < NOISE * norm
+        closer = torch.nonzero((d2 < before) & ~noise).flatten()
+        # Which centre it is costs more than how far, and fewer and fewer rows need to know.
+        self._improve(closer + rows.start, far[closer], count, d2[closer])
+        return torch.nonzero(noise & (before > 0)).flatten() + rows.start
+
+    def _improve(self, rows: Tensor, far: Tensor, count: int, d2: Tensor | None = None) -> None:
+        """Notes the nearest of some centres where it is nearer than all before.
+
+        Args:
+            rows: int64 [m].
+            far: squared distances to the centres [m, k], but for what is the same for all of them.
+            count: number of centres, which repeats of the last one follow.
+            d2: the smallest of these distances, [m]; the smallest of `far` without it.
+        """
+        if len(rows):
+            number = far.argmin(1).clamp_(max=count - 1).int() + self.centres
+            d2 = far.amin(1) if d2 is None else d2
+            closer = d2 < self.d2[rows]
+            self.d2[rows] = torch.where(closer, d2, self.d2[rows])
+            self.nearest[rows] = torch.where(closer, number, self.nearest[rows])
 
     def cells(self, size: int) -> NDArray[np.int64]:
         """Returns how many of this shard's items have each of the first `size` centres as their nearest, [size]."""
@@ -292,8 +307,8 @@ def _arrivals(
 
 @dataclass
 class _Centres:
-    """Centres as tiles of rows are multiplied with them: factors q [k, C], h [k, D], -2 q^T and h^T in float32, and
-    squared norms."""
+    """Centres as tiles of rows are multiplied with them: factors q [k, C] and h [k, D], -2 q^T and h^T in float32, and
+    squared norms [k]."""
 
     q: Tensor
     h: Tensor
@@ -306,8 +321,12 @@ class _Centres:
         norm = squared_norms(q, h).float()
         return cls(q, h, (-2 * q.float()).T.contiguous(), h.float().T.contiguous(), norm)
 
-    def nearest(self, q: Tensor, h: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns (min_c(||E_c||^2 - 2 <E_i, E_c>), the c of it) of one tile's rows.
+    def exact(self, q: Tensor, h: Tensor) -> Tensor:
+        """Returns squared distances [n, k] in float64."""
+        return exact_distances(q, h, self.q, self.h)
+
+    def beside(self, q: Tensor, h: Tensor, memory: Tensor) -> Tensor:
+        """Returns ||E_c||^2 - 2 <E_i, E_c> of one tile's rows, [n, k], in `memory`.
 
         A short tile is filled up with zeros, so that every row is computed by the same kernel whatever its neighbours.
         """
@@ -318,8 +337,7 @@ class _Centres:
         product, other = memory
         torch.mm(h, self.other, out=other)
         torch.mm(q, self.scaled, out=product)
-        found = product.mul_(other).add_(self.norm).min(1)
-        return found.values[:rows], found.indices[:rows]
+        return torch.addcmul(self.norm, product, other, out=product)[:rows]
 
 
 def squared_norms(q: Tensor, h: Tensor) -> Tensor:
