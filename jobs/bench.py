@@ -15,13 +15,18 @@ from raybal.settings import Settings, setting
 class BenchConfig(Settings):
     """Measures raybal beside the plainest code that does the same work, after start-up, as ratios in one run."""
 
-    what: Literal["all", "prepare", "train", "score", "seeding", "rounds", "methods"] = setting(
-        "all", help="what is measured; methods: a training step of each balancing method beside one of joint"
+    what: Literal["all", "prepare", "train", "score", "seeding", "rounds", "methods", "select"] = setting(
+        "all",
+        help="what is measured; methods: a training step of each balancing method beside one of joint; select: "
+        "choosing from large pools, beside the dense form, and by approximations",
     )
     clips: str | None = setting(None, help="folder of clips for prepare (repeated as often as needed)")
     seconds: float = setting(60.0, gt=0, help="least duration of each measurement")
     items: int = setting(2000, ge=64, help="items that training and scoring go over again and again")
     methods: list[str] = setting(factory=lambda: METHODS.names(), help="balancing methods to measure")
+    sizes: list[int] = setting(
+        factory=lambda: [100_000, 1_000_000], help="numbers of items to select from; ten million take 11 GB of disk"
+    )
     cores: int = setting(2, ge=1, help="cores that both sides use, of those that the machine has")
 
 
@@ -32,6 +37,7 @@ def main() -> None:
     from raybal.bench.rounds import bench_rounds
     from raybal.bench.score import bench_score
     from raybal.bench.seeding import bench_seeding
+    from raybal.bench.select import bench_approximations, bench_dense, bench_select
     from raybal.bench.train import bench_train
 
     config = parse(BenchConfig)
@@ -44,6 +50,9 @@ def main() -> None:
         "rounds, in process": lambda: bench_rounds(0),
         "rounds, two workers": lambda: bench_rounds(2),
         "methods": lambda: bench_methods(config.methods, config.seconds),
+        "select": lambda: bench_select(config.sizes, config.cores),
+        "select, dense": lambda: bench_dense(),
+        "select, approximations": lambda: bench_approximations(min(config.sizes), config.cores),
         "prepare": lambda: bench_prepare(config.clips or "", config.seconds, config.cores),
     }
     with cores_of(config.cores):

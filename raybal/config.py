@@ -15,6 +15,7 @@ import yaml
 
 from raybal.balancing.base import BalancingSettings
 from raybal.balancing.mlb import MLBSettings
+from raybal.costs import CostSettings
 from raybal.errors import ConfigError, did_you_mean
 from raybal.labelling.base import LabellingSettings
 from raybal.models.classifier import ModelSettings
@@ -42,7 +43,10 @@ class LoopConfig(Settings):
     )
     store: str = setting("runs/demo", defines=False, help="folder or URI that keeps everything of the experiment")
     seed: int = setting(0, ge=0, help="of everything random")
-    label_budget: int = setting(300, ge=1, defines=False, help="items asked for in all; may grow when continued")
+    label_budget: int = setting(
+        300, ge=1, defines=False, help="what may be asked for in all, items or as `cost` says; may grow when continued"
+    )
+    cost: CostSettings = setting(factory=CostSettings, help="what an item costs of the label budget")
     model: ModelSettings = setting(factory=ModelSettings, help="the model")
     balancing: BalancingSettings = setting(factory=MLBSettings, help="what keeps the modalities balanced")
     train: TrainSettings = setting(factory=TrainSettings, help="how a model is trained in each round")
@@ -158,7 +162,10 @@ def _value(text: str, hint: Any, key: str) -> Any:
     if value == "none":
         return None
     if typing.get_origin(hint) is list or "a list" in describe(hint):
-        return value if isinstance(value, list) else [part.strip() for part in text.split(",")]
+        parts = [part.strip() for part in text.split(",")]
+        if isinstance(value, list):
+            return value
+        return parts if "a list of text" in describe(hint) else [yaml.load(part, Loader=_Loader) for part in parts]
     return value
 
 
