@@ -63,6 +63,7 @@ class Converted:
         ids: of the items prepared, in the order of the shard's rows.
         present: bool [n, M].
         contents: a hash of each item's tensors, in the order of ids.
+        seconds: each item's length, the longest of its files; None where it has no sound and no video.
         fingerprints: what each item was prepared from, see `raybal.data.files.fingerprint_of`.
         bad: (id, uri, modality, reason, fingerprint of the files) of the items that could not be.
         sums: {m: ([count], sums, sums of squares)} over the training items, per channel or dimension, float64.
@@ -72,6 +73,7 @@ class Converted:
     ids: list[str] = field(default_factory=list)
     present: list[list[bool]] = field(default_factory=list)
     contents: list[str] = field(default_factory=list)
+    seconds: list[float | None] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
     bad: list[tuple[str, ...]] = field(default_factory=list)
     sums: dict[str, tuple[list[float], ...]] = field(default_factory=dict)

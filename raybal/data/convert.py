@@ -19,7 +19,7 @@ from raybal.data.files import fingerprint_of, fingerprints, read_media, without_
 from raybal.data.schema import Modality
 from raybal.data.sources import Source
 from raybal.errors import StoreError
-from raybal.media.clip import decode_audio, decode_clip, decode_video
+from raybal.media.clip import Clip, decode_clip
 from raybal.media.container import IMAGE_KINDS, probe
 from raybal.media.damage import MediaError, sniff
 from raybal.media.image import decode_image
@@ -30,11 +30,18 @@ _TRACKS = ("video", "audio")
 
 @dataclass
 class _Item:
-    """One item: its arrays, None where missing; its files' fingerprints; its tracks that are no modality."""
+    """One item: its arrays, None where missing; its files' fingerprints; its tracks that are no modality; its length in
+    seconds, if it has one."""
 
     values: dict[str, NDArray | None] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    seconds: float | None = None
+
+    def take(self, clip: Clip) -> dict[str, NDArray | None]:
+        """Returns the values of one of its clips, after noting how long that is."""
+        self.seconds = max(clip.seconds, self.seconds or 0.0)
+        return clip.values
 
 
 class ItemError(Exception):
@@ -92,6 +99,7 @@ def convert(
         result.ids.append(name)
         result.present.append([item.values.get(m.name) is not None for m in modalities])
         result.contents.append(_content(item.values))
+        result.seconds.append(item.seconds)
         result.fingerprints[name] = fingerprint_of(item.files, chunk.file_fingerprint, cells)
         for track in item.unused:
             result.unused[track] = result.unused.get(track, 0) + 1
@@ -150,10 +158,10 @@ def _item(
             if source.kind in ("features", "sequence"):
                 item.values[name] = _numbers(cell, modalities[name], settings)
             elif source.modality is None:
-                item.values |= _clip(cell, of_clips, settings)
+                item.values |= _clip(item, cell, of_clips, settings)
                 item.unused += _unused(cell, modalities)
             else:
-                item.values[name] = _decode(cell, modalities[name], settings)
+                item.values[name] = _decode(item, cell, modalities[name], settings)
         except (MediaError, StoreError) as error:
             raise ItemError(name, where, str(error)) from error
         # One file must not stop all others, whatever a decoder makes of it.
@@ -164,14 +172,18 @@ def _item(
     return item
 
 
-def _clip(source: bytes, modalities: Mapping[str, Modality], settings: Preprocessing) -> dict[str, NDArray | None]:
+def _clip(
+    item: _Item, source: bytes, modalities: Mapping[str, Modality], settings: Preprocessing
+) -> dict[str, NDArray | None]:
     tracks = set(_TRACKS) & set(modalities)
     if "image" in modalities and (not tracks or sniff(source) in IMAGE_KINDS):
         return {"image": decode_image(source, settings.image)}
-    return decode_clip(
-        source,
-        video=settings.video if "video" in tracks else None,
-        audio=settings.audio if "audio" in tracks else None,
+    return item.take(
+        decode_clip(
+            source,
+            video=settings.video if "video" in tracks else None,
+            audio=settings.audio if "audio" in tracks else None,
+        )
     )
 
 
@@ -184,14 +196,14 @@ def _unused(source: bytes, modalities: Mapping[str, Modality]) -> list[str]:
     return [track for track in _TRACKS if there[track] and track not in modalities]
 
 
-def _decode(source: bytes, modality: Modality, settings: Preprocessing) -> NDArray | None:
+def _decode(item: _Item, source: bytes, modality: Modality, settings: Preprocessing) -> NDArray | None:
     if modality.kind == "video":
-        frames = decode_video(source, settings.video)
+        frames = item.take(decode_clip(source, video=settings.video))["video"]
         if frames is None:
             raise MediaError("wrong type: it has sound and no pictures")
         return frames
     if modality.kind == "audio":
-        return decode_audio(source, settings.audio)
+        return item.take(decode_clip(source, audio=settings.audio))["audio"]
     return decode_image(source, settings.image)
 
 

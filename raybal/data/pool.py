@@ -4,7 +4,8 @@ pool.yaml                  schema, preprocessing, classes, counts, and which gen
 shards/<name>.parquet      id and one tensor column a modality (null where it is missing)
 quarantine.parquet         id, uri, modality, reason, fingerprint of items that could not be prepared
 tables/0001/               one generation:
-  index.parquet            id, shard, row, split, content, present_<modality>: where scoring and training find items
+  index.parquet            id, shard, row, split, content, seconds, present_<modality>: where scoring and training find
+                           items
   sidecar/labels.parquet   id, label        opened by the oracle and the evaluator only
   sidecar/groups.parquet   id, group        opened by the splitter only
   sidecar/sources.parquet  id, uri, fingerprint     opened by preparation, to see what has changed
@@ -47,6 +48,7 @@ class Pool:
         row_of: row inside its shard of each item, int32 [n].
         split: "train", "val" or "test" of each item, [n].
         present: bool [n, M].
+        seconds: length of each item's media, float64 [n]; nan where it has none, or the pool does not know.
 
     Raises:
         DataError: there is no usable pool at this place.
@@ -65,6 +67,8 @@ class Pool:
         self.present = np.stack(
             [index.column(f"present_{m}").to_numpy(zero_copy_only=False).astype(bool) for m in self.info.names], axis=1
         )
+        known = "seconds" in index.column_names
+        self.seconds = index.column("seconds").to_numpy().astype(np.float64) if known else np.full(len(index), np.nan)
 
     def __len__(self) -> int:
         return len(self.ids)

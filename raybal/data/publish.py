@@ -69,7 +69,8 @@ def publish(
     New items come in; of those that the pool has, labels and groups become what the input says.
     """
     parts = [] if old is None else [store.read_table(old.index)]
-    index = pa.concat_tables([*parts, *_index(new, modalities)])
+    # Pools of earlier versions do not know how long items are.
+    index = pa.concat_tables([*parts, *_index(new, modalities)], promote_options="default")
     prints = {**known.fingerprints, **{i: f for r in new.results for i, f in r.fingerprints.items()}}
     preprocessing = dataclasses.asdict(settings)
     info = PoolInfo(
@@ -129,6 +130,7 @@ def _index(new: Prepared, modalities: tuple[Modality, ...]) -> list[pa.Table]:
             "row": pa.array(range(len(result.ids)), pa.int32()),
             "split": pa.array([new.split_of[i] for i in result.ids], pa.string()),
             "content": pa.array(result.contents, pa.string()),
+            "seconds": pa.array(result.seconds or [None] * len(result.ids), pa.float32()),
         }
         parts.append(pa.table(columns | {f"present_{m.name}": present[:, k] for k, m in enumerate(modalities)}))
     return parts

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from raybal.media.audio import AudioSettings, log_spectrogram, waveform_from_packets, waveform_from_sound_file
-from raybal.media.container import is_sound_file, open_container, read_packets
+from raybal.media.container import is_sound_file, length, open_container, read_packets
 from raybal.media.damage import check_declared_length, ends_as_written
 from raybal.media.video import VideoSettings, frames_from_packets
 
 
-def decode_clip(
-    source: bytes, *, video: VideoSettings | None = None, audio: AudioSettings | None = None
-) -> dict[str, NDArray | None]:
+@dataclass(frozen=True)
+class Clip:
+    """What a clip holds.
+
+    Attributes:
+        values: one entry for each modality asked for: "video" uint8 [T, C, H, W], "audio" float16 [1, mels, frames];
+            None where the file has no such track, which is no damage.
+        seconds: its length, until the last of its tracks ends.
+    """
+
+    values: dict[str, NDArray | None]
+    seconds: float
+
+
+def decode_clip(source: bytes, *, video: VideoSettings | None = None, audio: AudioSettings | None = None) -> Clip:
     """Decodes the modalities asked for; the file is read once.
 
     Args:
         source: the content of the file.
         video: how to prepare the frames; None leaves them out.
         audio: how to prepare the sound; None leaves it out.
-
-    Returns:
-        one entry for each modality asked for: "video" uint8 [T, C, H, W], "audio" float16 [1, mels, frames]. The
-        value is None where the file has no such track, which is no damage.
 
     Raises:
         MediaError: the file is empty, no clip, damaged, or shorter than it declares; also if the damage is in the
@@ -32,27 +42,28 @@ def decode_clip(
     """
     if audio is not None:
         audio.sample_count()
-    clip: dict[str, NDArray | None] = {}
+    values: dict[str, NDArray | None] = {}
     kind = check_declared_length(source)
     if is_sound_file(source, kind):
         waveform, rate = waveform_from_sound_file(source)
         if video is not None:
-            clip["video"] = None
+            values["video"] = None
         if audio is not None:
-            clip["audio"] = log_spectrogram(waveform, rate, audio)
-        return clip
+            values["audio"] = log_spectrogram(waveform, rate, audio)
+        return Clip(values, len(waveform) / rate)
     with open_container(source, kind) as container:
         packets = read_packets(container, len(source))
         if video is not None:
-            clip["video"] = frames_from_packets(packets["video"], video) if "video" in packets else None
+            values["video"] = frames_from_packets(packets["video"], video) if "video" in packets else None
         elif kind == "mpeg" and "video" in packets and not ends_as_written(source):
             # Only the last picture tells whether such a file is complete.
             frames_from_packets(packets["video"], VideoSettings(frames=1, height=1, width=1))
         if audio is not None:
-            clip["audio"] = None
+            values["audio"] = None
             if "audio" in packets:
-                clip["audio"] = log_spectrogram(*waveform_from_packets(packets["audio"]), audio)
-    return clip
+                values["audio"] = log_spectrogram(*waveform_from_packets(packets["audio"]), audio)
+        seconds = length(container, packets)
+    return Clip(values, seconds)
 
 
 def decode_video(source: bytes, settings: VideoSettings) -> NDArray[np.uint8] | None:
@@ -71,7 +82,7 @@ def decode_video(source: bytes, settings: VideoSettings) -> NDArray[np.uint8] | 
     Raises:
         MediaError: empty, not a clip, or damaged.
     """
-    return decode_clip(source, video=settings)["video"]
+    return decode_clip(source, video=settings).values["video"]
 
 
 def decode_audio(source: bytes, settings: AudioSettings) -> NDArray[np.float16] | None:
@@ -91,4 +102,4 @@ def decode_audio(source: bytes, settings: AudioSettings) -> NDArray[np.float16] 
         MediaError: empty, not a clip, or damaged.
         ConfigError: `settings.seconds` is not set.
     """
-    return decode_clip(source, audio=settings)["audio"]
+    return decode_clip(source, audio=settings).values["audio"]

@@ -6,7 +6,7 @@ PyAV is imported where it is used, so that the settings beside the decoders load
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -207,6 +207,11 @@ def seconds_at_end(packets: list[Packet]) -> float:
     return max(ends, default=0) * float(packets[0].time_base)
 
 
+def length(container: InputContainer, packets: Mapping[str, list[Packet]]) -> float:
+    """Returns the length of a clip in seconds: until the last of its tracks ends."""
+    return max(map(seconds_at_end, packets.values())) - (container.start_time or 0) / 1e6
+
+
 def _check_sample_table(stream: Any, size: int) -> None:
     # An MP4's table gives the place of every packet; of other containers libav knows only a few places.
     if "mp4" not in stream.container.format.name:
@@ -222,7 +227,7 @@ def _check_duration(container: InputContainer, found: dict[str, list[Packet]]) -
     if container.format.name not in _DECLARE_DURATION or len(container.streams) > len(found) or not container.duration:
         return
     declared = container.duration / 1e6
-    reached = max(seconds_at_end(packets) for packets in found.values()) - (container.start_time or 0) / 1e6
+    reached = length(container, found)
     # Durations are often a few pictures off, and a recorder that lost its clock writes none at all.
     if reached < 0.9 * declared - 0.5:
         raise MediaError(f"cut short: {reached:.2f} of {declared:.2f} declared seconds")

@@ -17,6 +17,7 @@ from raybal.data.schema import Modality
 from raybal.data.sources import Source
 from raybal.media.audio import AudioSettings
 from raybal.media.clip import decode_audio, decode_video
+from raybal.media.container import probe
 from raybal.media.image import ImageSettings, decode_image
 from raybal.media.video import VideoSettings
 
@@ -136,6 +137,23 @@ def test_a_plain_clip_gives_what_no_other_column_gives(files):
     # Where a pool has images and sound, the file tells which it is.
     _, result = convert(chunk(2, uri=[files["png"], files["wav"]]), (CLIP,), (AUDIO, IMAGE), SMALL)
     assert result.present == [[False, True], [True, False]]
+
+
+def test_items_are_as_long_as_the_longest_of_their_files(files):
+    """Three frames at 25 a second and 0.2 s of sound; a whole recording, though 0.2 s of it are prepared."""
+    (files["wav"].parent / "long.wav").write_bytes(write_sound("WAV", noise_and_tone(1.3)))
+    long = files["wav"].parent / "long.wav"
+    _, result = convert(
+        chunk(4, uri=[files[n] for n in ("clip", "silent", "dark", "wav")]), (CLIP,), (VIDEO, AUDIO), SMALL
+    )
+    expected = [probe(files[n].read_bytes()).duration for n in ("clip", "silent", "dark", "wav")]
+    np.testing.assert_allclose(result.seconds, expected, atol=0.06)
+    assert result.seconds[3] == pytest.approx(0.2)
+    sources = (CLIP, Source("audio_uri", "uri", "audio"))
+    _, result = convert(chunk(1, uri=[files["clip"]], audio_uri=[long]), sources, (VIDEO, AUDIO), SMALL)
+    assert result.seconds == [pytest.approx(1.3)]
+    _, result = convert(chunk(1, uri=[files["png"]]), (CLIP,), (IMAGE,), SMALL)
+    assert result.seconds == [None]
 
 
 @pytest.mark.parametrize(

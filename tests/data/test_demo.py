@@ -71,7 +71,7 @@ def test_clips_are_real_media(pool):
             source,
             video=VideoSettings(frames=12, height=64, width=64, color="gray"),
             audio=AudioSettings(seconds=0.8),
-        )
+        ).values
         assert clip["video"].std() > 5
         assert clip["audio"].astype(np.float32).std() > 0.5
         # The digit moves.
@@ -139,7 +139,7 @@ def test_a_clip_holds_its_frames_and_its_sound(tmp_path):
         (tmp_path / "clip.mp4").read_bytes(),
         video=VideoSettings(frames=12, height=8, width=8, color="gray"),
         audio=AudioSettings(seconds=0.8),
-    )
+    ).values
     assert np.abs(clip["video"].mean((1, 2, 3)) - np.arange(40, 160, 10)).max() < 4
     assert len(set(clip["audio"][0, :, 10:70].argmax(0).tolist())) == 1
 

@@ -449,7 +449,7 @@ def test_what_a_bare_folder_takes_can_be_decoded(suffix):
     frames = textured_frames(5) if "frames" not in options else None
     sound = noise_and_tone(0.4, options.get("rate", 16000))
     source = write_clip(container, **{"frames": frames, "sound": sound, **options})
-    clip = decode_clip(source, video=VideoSettings(frames=2), audio=AudioSettings(seconds=0.4))
+    clip = decode_clip(source, video=VideoSettings(frames=2), audio=AudioSettings(seconds=0.4)).values
     assert clip["audio"] is not None
     assert (clip["video"] is not None) == (frames is not None)
 

@@ -399,6 +399,20 @@ def test_work_that_another_preparation_did_meanwhile_is_not_done_again(prepare, 
     assert PoolInfo.read(Store(output)).generation == 1
 
 
+def test_a_pool_tells_how_long_its_items_are_also_one_that_did_not_know_before(prepare, tmp_path):
+    source, output = sounds(tmp_path / "in", 3), tmp_path / "pool"
+    info = prepare(source, output)
+    np.testing.assert_allclose(Pool(str(output)).seconds, 0.1, atol=1e-3)
+    store = Store(output)
+    store.write_table(info.index, store.read_table(info.index).drop_columns(["seconds"]))
+    assert np.isnan(Pool(str(output)).seconds).all()
+    prepare(sounds(tmp_path / "in", 5), output)
+    pool = Pool(str(output))
+    assert dict(zip(pool.ids.to_pylist(), np.isnan(pool.seconds).tolist(), strict=True)) == {
+        "s0": True, "s1": True, "s2": True, "s3": False, "s4": False
+    }  # fmt: skip
+
+
 def test_what_killed_writers_left_is_swept(prepare, tmp_path):
     source, output = write(features(5), tmp_path / "in.parquet"), tmp_path / "pool"
     prepare(source, output)

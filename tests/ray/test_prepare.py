@@ -82,7 +82,7 @@ def test_a_folder_of_clips_becomes_a_pool(clips, tmp_path):
     inputs, present = pool.read(np.array([7, 3, 20]))
     for row, position in enumerate((7, 3, 20)):
         number = int(ids[position].split("-")[1])
-        expected = decode_clip((clips / f"{number}.mp4").read_bytes(), video=SMALL.video, audio=audio)
+        expected = decode_clip((clips / f"{number}.mp4").read_bytes(), video=SMALL.video, audio=audio).values
         np.testing.assert_array_equal(inputs["video"][row], expected["video"])
         if expected["audio"] is None:
             assert not present[row, 1]
