@@ -119,9 +119,7 @@ def scaling(train: TrainSettings, settings: ResourceSettings) -> ScalingConfig:
     Raises:
         ConfigError: the workers ask for more than this machine has. A cluster may grow, so there they wait.
     """
-    each = settings.gpus_per_worker
-    if each is None:
-        each = 1.0 if capacity("GPU") and train.device != "cpu" else 0.0
+    each = _gpus(settings, train.device)
     if train.device == "cuda" and each == 0:
         raise ConfigError("train.device: 'cuda' needs resources.gpus_per_worker above 0, and the cluster has no GPU")
     for name, key, wanted in (("CPU", "cpus_per_worker", settings.cpus_per_worker), ("GPU", "gpus_per_worker", each)):
@@ -136,6 +134,21 @@ def scaling(train: TrainSettings, settings: ResourceSettings) -> ScalingConfig:
         use_gpu=each > 0,
         resources_per_worker={"CPU": settings.cpus_per_worker} | ({"GPU": each} if each else {}),
     )
+
+
+def task_options(settings: ResourceSettings, device: str) -> dict[str, Any]:
+    """Returns Ray's options of a task that trains by itself on a device, as many at a time as the cluster has."""
+    return {
+        "num_cpus": settings.cpus_per_worker,
+        "num_gpus": _gpus(settings, device),
+        "max_retries": settings.max_failures,
+    }
+
+
+def _gpus(settings: ResourceSettings, device: str) -> float:
+    if settings.gpus_per_worker is not None:
+        return settings.gpus_per_worker
+    return 1.0 if capacity("GPU") and device != "cpu" else 0.0
 
 
 def scoring_options(shards: int, settings: ResourceSettings) -> tuple[int, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +9,14 @@ from typing import Any
 from raybal.balancing.base import METHODS, BalancingSettings
 from raybal.data.chunk import Preprocessing
 from raybal.data.layouts.base import LayoutSettings
-from raybal.errors import ConfigError, did_you_mean
+from raybal.errors import ConfigError
 from raybal.models.classifier import ModelSettings
 from raybal.resources import ResourceSettings
+from raybal.rows import Rows
 from raybal.settings import Settings, setting
 from raybal.training.settings import TrainSettings
+
+ROWS = Rows("table", "methods", "balancing", "method", METHODS)
 
 
 @dataclass(frozen=True)
@@ -79,43 +81,22 @@ class TableConfig(Settings):
 
     @classmethod
     def complete(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        rows = content.get("methods")
-        rows = METHODS.names() if rows is None else rows
-        given = content.get("balancing") or {}
         train = content.get("train")
         for key, instead in (("learning_rate", "give learning_rates"), ("round_start", "a table has no rounds")):
             if isinstance(train, Mapping) and key in train:
                 raise ConfigError(f"train.{key}: {train[key]!r} is not looked at by a table; {instead}")
-        if not isinstance(rows, list) or not isinstance(given, Mapping):
-            return content
-        for name in given:
-            # Settings of a method that is not a row this time are left alone, as in a file for a larger table.
-            if name not in rows and name not in METHODS.names():
-                raise ConfigError(
-                    f"balancing.{name}: the table has no such row; methods are {', '.join(map(str, rows))}"
-                    f"{did_you_mean(name, rows)}"
-                )
-        return {**content, "balancing": {str(name): {"method": name, **(given.get(name) or {})} for name in rows}}
+        return ROWS.complete(content, METHODS.names())
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rows = METHODS.names() if self.methods is None else self.methods
-        for name in rows:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-                raise ConfigError(f"methods: {name!r} is not accepted; a row's name has letters, digits and _ . -")
-            if rows.count(name) > 1:
-                raise ConfigError(f"methods: {name!r} is there twice")
-        if not rows or not self.learning_rates:
-            raise ConfigError("methods and learning_rates: there must be at least one of each")
+        ROWS.check(METHODS.names() if self.methods is None else self.methods)
+        if not self.learning_rates:
+            raise ConfigError("learning_rates: there must be at least one")
         if len(set(self.learning_rates)) < len(self.learning_rates) or min(self.learning_rates) <= 0:
             raise ConfigError(f"learning_rates: {self.learning_rates} is not accepted; give different ones above 0")
 
     def check_typed(self, given: Mapping[str, Any]) -> None:
-        for name in given.get("balancing", {}):
-            if name not in self.balancing:
-                raise ConfigError(
-                    f"balancing.{name}: the table has no such row; methods are {', '.join(self.balancing)}"
-                )
+        ROWS.check_typed(given, list(self.balancing))
 
     def settings_of(self, row: str) -> BalancingSettings:
         """Returns the balancing settings of a row."""

@@ -32,13 +32,14 @@ from raybal.data.split import split_validation
 from raybal.errors import ConfigError, DataError, RaybalError
 from raybal.lease import Lease
 from raybal.predictor import PredictorSpec
-from raybal.resources import capacity, check_place, cluster
+from raybal.resources import check_place, cluster, task_options
 from raybal.store import Store
 from raybal.table.cells import Cell, has_diverged
 from raybal.table.config import TableConfig
 from raybal.table.page import write_page
 from raybal.table.summary import Summary, summarise
 from raybal.table.work import Progress, work, work_alone
+from raybal.tasks import as_they_end
 from raybal.training.task import TrainTask
 from raybal.training.worker import train
 
@@ -282,26 +283,8 @@ class Table:
             progress.done(cell, self.store)
 
     def _side_by_side(self, cells: Sequence[Cell], progress: Progress, final: bool) -> None:
-        gpus = self.config.resources.gpus_per_worker
-        if gpus is None:
-            gpus = 1.0 if capacity("GPU") > 0 and self.config.train.device != "cpu" else 0.0
-        remote = work_alone.options(
-            num_cpus=self.config.resources.cpus_per_worker,
-            num_gpus=gpus,
-            max_retries=self.config.resources.max_failures,
-        )
+        remote = work_alone.options(**task_options(self.config.resources, self.config.train.device))
         test = ray.put(self.test if final else None)
-        waiting = {remote.remote(cell, self.task(cell), test): cell for cell in cells}
-        try:
-            while waiting:
-                (ready,), _ = ray.wait(list(waiting), num_returns=1)
-                cell = waiting.pop(ready)
-                try:
-                    ray.get(ready)
-                except RaybalError as error:
-                    raise RaybalError(f"{cell.title}: {getattr(error, 'cause', None) or error}") from error
-                self.lease.check()
-                progress.done(cell, self.store)
-        finally:
-            for one in waiting:
-                ray.cancel(one, force=True)
+        for cell, _ in as_they_end({remote.remote(cell, self.task(cell), test): cell for cell in cells}):
+            self.lease.check()
+            progress.done(cell, self.store)

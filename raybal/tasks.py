@@ -1,0 +1,47 @@
+"""Ray tasks side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, TypeVar
+
+import ray
+
+from raybal.errors import RaybalError
+
+
+class Titled(Protocol):
+    """What has a name in messages."""
+
+    @property
+    def title(self) -> str:
+        """The name."""
+        ...
+
+
+T = TypeVar("T", bound=Titled)
+
+
+def as_they_end(tasks: Mapping[Any, T]) -> Iterator[tuple[T, Any]]:
+    """Yields what each task is and what it returned, as they end. Those that are left are cancelled when the caller
+    stops.
+
+    Args:
+        tasks: by reference.
+
+    Raises:
+        RaybalError: a task failed; the message names it.
+    """
+    waiting = dict(tasks)
+    try:
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            task = waiting.pop(ready)
+            try:
+                result = ray.get(ready)
+            except RaybalError as error:
+                raise RaybalError(f"{task.title}: {getattr(error, 'cause', None) or error}") from error
+            yield task, result
+    finally:
+        for one in waiting:
+            ray.cancel(one, force=True)

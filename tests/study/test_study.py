@@ -1,0 +1,152 @@
+"""Studies of query strategies."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from raybal.config import parse
+from raybal.errors import ConfigError, StoreError
+from raybal.settings import from_plain
+from raybal.store import Store
+from raybal.study import run as study_run
+from raybal.study.config import StudyConfig
+from raybal.study.run import Cell, run_study, work
+from raybal.study.summary import area, summarise
+
+
+def make_config(pool, store, **changes) -> StudyConfig:
+    content = {
+        "pool": str(pool),
+        "store": str(store),
+        "strategies": ["random", "margin", "weak"],
+        "query": {"weak": {"strategy": "bmmal"}},
+        "methods": ["multi_loss"],
+        "seeds": 2,
+        "label_budget": 60,
+        "size": 20,
+        "train": {"epochs": 3, "batch_size": 16, "learning_rate": 0.02, "device": "cpu"},
+        "model": {"encoder": {"dim": 8, "width": 4}},
+    }
+    return from_plain(StudyConfig, content | changes)
+
+
+@pytest.mark.ray
+def test_a_study_compares_from_the_same_first_items_and_goes_on(feature_pool, tmp_path, monkeypatch):
+    config = make_config(feature_pool, tmp_path / "study")
+    # One loop as it was left by a process that was killed in its second round.
+    store, cell = Store(config.store), Cell("multi_loss", "weak", 1)
+
+    class KilledError(Exception):
+        pass
+
+    def evaluate(self, current):
+        if current.number == 1:
+            raise KilledError
+        return original(self, current)
+
+    original = study_run.LocalLoop._evaluate
+    monkeypatch.setattr(study_run.LocalLoop, "_evaluate", evaluate)
+    with pytest.raises(KilledError):
+        work(store, cell, config)
+    monkeypatch.setattr(study_run.LocalLoop, "_evaluate", original)
+    asked = {}
+    monkeypatch.setattr(Store, "clear", lambda self, folder: None)
+    undisturbed = work(Store(str(tmp_path / "other")), cell, config)
+    resumed = work(store, cell, config)
+    assert [r["accuracy"] for r in resumed] == [r["accuracy"] for r in undisturbed]
+    store.write_yaml("study.yaml", {"format": 1, "raybal": "0.1.0", "defines": {}, "settings": {}})
+
+    summary = run_study(config)
+    assert {r.strategy for r in summary.rows["multi_loss"]} == {"random", "margin", "weak"}
+    curves = list(csv.DictReader(io.StringIO((tmp_path / "study/curves.csv").read_text())))
+    assert len(curves) == 3 * 2 * 3
+    for line in curves:
+        asked.setdefault((line["seed"], line["round"]), set()).add(line["accuracy"])
+    # The first query of a seed is that of all strategies, and so is the model.
+    assert all(len(asked[seed, "0"]) == 1 for seed in "01")
+    assert any(len(asked[seed, "2"]) > 1 for seed in "01")
+    page = (tmp_path / "study/report.html").read_text()
+    assert not re.search(r"(src|href)=.https?:", page)
+    assert "area beside random" in page
+
+    # All is done: nothing is run again; another strategy is added.
+    monkeypatch.setattr(study_run, "run_cell", None)
+    with pytest.raises(AttributeError):
+        run_study(make_config(feature_pool, tmp_path / "study", seeds=3))
+
+
+def curve(*accuracy, start=20):
+    seconds = {"score": 1.0, "select": 0.5, "train": 9.0}
+    return [
+        {"labels": start * (k + 1), "accuracy": a, "heads": {"easy": a}, "balance": {}, "seconds": seconds}
+        for k, a in enumerate(accuracy)
+    ]
+
+
+def test_areas_are_means_over_labels_and_compared_by_seed():
+    assert area(curve(0.2, 0.4, 0.6)) == pytest.approx(0.4)
+    assert area(curve(0.2, 0.6, 0.6)) == pytest.approx((0.4 + 0.6) / 2)
+    assert area(curve(0.3)) == 0.3
+    uneven = curve(0.0, 1.0)
+    uneven[1]["labels"] = 100
+    assert area([*uneven, {**uneven[1], "labels": 400}]) == pytest.approx((80 * 0.5 + 300) / 380)
+
+    generator = np.random.default_rng(0)
+    config = StudyConfig(strategies=["random", "margin", "badge"], methods=["joint"], seeds=5)
+    curves = {
+        ("joint", s, seed): curve(*(0.3 + 0.1 * k + 0.02 * i + 0.01 * generator.normal() for k in range(4)))
+        for i, s in enumerate(config.strategies)
+        for seed in range(5)
+    }
+    summary = summarise(curves, config)
+    rows = {r.strategy: r for r in summary.rows["joint"]}
+    areas = {s: [area(curves["joint", s, seed]) for seed in range(5)] for s in config.strategies}
+    assert [r.strategy for r in summary.rows["joint"]] == sorted(areas, key=lambda s: -np.mean(areas[s]))
+    ps = {s: stats.ttest_rel(areas[s], areas["random"]).pvalue for s in ("margin", "badge")}
+    smallest, largest = sorted(ps, key=ps.__getitem__)
+    assert rows[smallest].against.adjusted == pytest.approx(2 * ps[smallest])
+    assert rows[largest].against.adjusted == pytest.approx(max(2 * ps[smallest], ps[largest]))
+    assert rows["random"].against is None
+    assert rows["random"].verdict == ""
+    assert {rows[s].verdict for s in ("margin", "badge")} <= {"better than random", "not told from random"}
+    assert rows["badge"].seconds == 1.5
+    assert len(summary.lines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--strategies", "badgee"],
+            r"query\.badgee\.strategy: 'badgee' is not a query strategy.*did you mean 'badge'",
+        ),
+        (["--strategies", "random", "--query.badge.proposals", "3"], r"query\.badge: the study has no such row"),
+        (["--strategies", "random,random"], "strategies: 'random' is there twice"),
+        (["--methods", "../x"], r"balancing\.\.\./x\.method|a row's name has letters"),
+        (["--train.num-workers", "2"], r"train\.num_workers: a study's loops run in one process"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(StudyConfig, arguments)
+
+
+def test_rows_have_their_own_settings():
+    config = parse(
+        StudyConfig, ["--strategies", "random,both", "--query.both.strategy", "bmmal", "--query.both.modulate", "both"]
+    )
+    query = config.loop("both", "mlb", 3, "somewhere").query
+    assert (query.strategy, query.modulate, query.size, query.explain) == ("bmmal", "both", 60, False)
+    assert config.loop("random", "mlb", 3, "somewhere").seed == 3
+
+
+def test_what_is_no_study_is_left_alone(tmp_path):
+    (tmp_path / "experiment.yaml").write_text("format: 1")
+    with pytest.raises(StoreError, match="not the store of a study"):
+        run_study(make_config("nowhere", tmp_path))
