@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from raybal import hashing
 from raybal.begun import Kind
 from raybal.config import LoopConfig, defining
+from raybal.costs import affordable, item_costs
 from raybal.data.batches import Items
 from raybal.data.pool import Labelled, Pool, Sidecar
 from raybal.data.split import split_validation
@@ -54,8 +57,10 @@ class Experiment:
         if not len(self.pool.positions_in("train")):
             raise DataError(f"pool {config.pool} has no item in its train split")
         self.config.train.resolve_device()
+        self._check_costs()
         self._check_strategies()
         self.labeller = self._labeller()
+        self._asked_before: dict[int, list[str]] = {}
         for split in ("val", "test"):
             self._labelled(split)
         self._check()
@@ -83,19 +88,51 @@ class Experiment:
 
     def candidates(self, current: Round) -> NDArray[np.int64]:
         """Returns positions of the items that a round may ask for: in the training split, never asked for, without a
-        label from the start."""
-        out = {*asked_in(self.store, before=current.number), *self.initial}
+        label from the start, and within what is left of the label budget."""
         positions = self.pool.positions_in("train")
-        return positions[~np.isin(positions, self.pool.positions(sorted(out)))] if out else positions
+        positions = positions[~np.isin(positions, self.pool.positions(sorted({*self._asked(current), *self.initial})))]
+        return positions[self.costs[positions] <= self.left(current)]
+
+    @cached_property
+    def costs(self) -> NDArray[np.float64]:
+        """What each item of the pool costs of the label budget, [n]."""
+        return item_costs(self.config.cost, self.pool)
+
+    def cost(self, ids: Sequence[str]) -> float:
+        """Returns what some items cost together."""
+        return float(self.costs[self.pool.positions(ids)].sum())
+
+    def left(self, current: Round) -> float:
+        """Returns what of the label budget is left for a round."""
+        return self.config.label_budget - self.cost(self._asked(current))
+
+    def _asked(self, current: Round) -> list[str]:
+        """Returns the ids that the rounds before one asked for: they stay, so they are read once."""
+        if current.number not in self._asked_before:
+            self._asked_before[current.number] = asked_in(self.store, before=current.number)
+        return self._asked_before[current.number]
+
+    def affordable(self, current: Round, ids: Sequence[str]) -> list[int]:
+        """Returns the positions of those of some items, in order of choice, that the label budget lets a round have."""
+        return affordable(self.costs[self.pool.positions(ids)].tolist(), self.left(current))
 
     def size(self, current: Round) -> int:
-        """Returns how many items a round asks for: what is left where that is less than the query size."""
+        """Returns how many items a round asks for: what there is where that is less than the query size."""
         query = self.config.query
         wanted = query.size
         if current.number == 0:
             wanted = query.initial_size or (0 if self.initial else query.size)
-        left = self.config.label_budget - len(asked_in(self.store, before=current.number))
-        return min(wanted, left, len(self.candidates(current)))
+        cheapest = np.cumsum(np.sort(self.costs[self.candidates(current)])[:wanted])
+        return int(np.searchsorted(cheapest, self.left(current), side="right"))
+
+    def why_exhausted(self, current: Round) -> str | None:
+        """Returns why a round has nothing to ask for, or None if it has."""
+        if self.size(current):
+            return None
+        out = len({*self._asked(current), *self.initial})
+        if out < len(self.pool.positions_in("train")):
+            return "the label budget is spent"
+        return "every item of the training split has been asked for or had a label"
 
     def chooses_initially(self, current: Round) -> bool:
         """Returns whether a round without a trained model chooses otherwise than at random."""
@@ -196,6 +233,14 @@ class Experiment:
         initial.check(predictor)
         STRATEGIES.get(query.strategy)(query).check(predictor)
 
+    def _check_costs(self) -> None:
+        cheapest = self.costs[self.pool.positions_in("train")].min()
+        if cheapest > self.config.label_budget:
+            raise ConfigError(
+                f"label_budget: {self.config.label_budget} is not accepted; the cheapest item costs {cheapest:g} "
+                f"{self.config.cost.unit}"
+            )
+
     def _labeller(self) -> Labeller:
         settings = self.config.labelling
         if settings.labeller == "oracle":
@@ -224,9 +269,9 @@ class Experiment:
                 "was, or choose another store"
             )
         BEGUN.refuse_changes(self.store, begun["defines"], keys)
-        asked = len(asked_in(self.store))
-        if self.config.label_budget < asked:
+        spent, unit = self.cost(asked_in(self.store)), self.config.cost.unit
+        if self.config.label_budget < spent:
             raise ConfigError(
-                f"label_budget: {self.config.label_budget} is not accepted; {asked} items were asked for already, so "
-                f"it must be at least {asked}"
+                f"label_budget: {self.config.label_budget} is not accepted; {spent:g} {unit} were asked for already, "
+                f"so it must be at least {math.ceil(spent)}"
             )

@@ -9,6 +9,7 @@ marker and repeats the rest, which gives the same result because every phase is 
     labels/            the label journal
     sheets/            query sheets, with the table labeller
     rounds/003/        one round (raybal.rounds)
+    ended.yaml         why the last start ended, if it did not stop to wait for people
     report.html        the report, and tensorboard/ beside it
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ from raybal.querying.base import Query, Request
 from raybal.querying.scoring import read_holder
 from raybal.report.page import write_report
 from raybal.resources import capacity, check_place, cluster
-from raybal.rounds import LABELLED, PHASES, Round, asked_in
+from raybal.rounds import ENDED, LABELLED, PHASES, Round, asked_in
 from raybal.stopping import Progress, kappa, reason_to_stop
 from raybal.store import Store
 from raybal.training.evaluate import evaluate, mean_contributions
@@ -101,7 +102,7 @@ class Loop:
         self._scorers: Scorers | None = None
 
     def run(self) -> None:
-        """Runs rounds until the label budget is spent or no item is left.
+        """Runs rounds until there is a reason to end, such as the label budget.
 
         Raises:
             WaitingForLabels: people have to answer first.
@@ -114,22 +115,25 @@ class Loop:
             if not (Round(self.store, 0).done("train") or self._training_needs_scorers_gpus()):
                 # The actors start while the first round trains.
                 _ = self.scorers
+            self.store.delete(ENDED)
             number = 0
-            while self._round(Round(self.store, number)):
+            while (why := self._round(Round(self.store, number))) is None:
                 number += 1
+            self.store.write_yaml(ENDED, {"why": why})
+            log.info("the loop ends: %s", why)
         finally:
             self._stop_scorers()
             memory.give_back()
 
-    def _round(self, current: Round) -> bool:
-        """Runs what a round has left to do; returns False if there is nothing to ask for in it."""
-        if current.number > 0 and not current.done("select") and self.experiment.size(current) <= 0:
-            return False
+    def _round(self, current: Round) -> str | None:
+        """Runs what a round has left to do, or returns why nothing is asked for in it."""
+        exhausted = current.number > 0 and not current.done("select") and self.experiment.why_exhausted(current)
+        if exhausted:
+            return exhausted
         left = [phase for phase in PHASES if not current.done(phase)]
         for phase in left:
             if phase in ("score", "select") and (why := self._reason_to_stop(current)):
-                log.info("the loop stops before round %d: %s", current.number, why)
-                return False
+                return why
             started = time.monotonic()
             log.info("round %d: %s", current.number, phase)
             facts = getattr(self, f"_{phase}")(current)
@@ -140,7 +144,7 @@ class Loop:
         if left and test:
             shown = "  ".join(f"{h} {100 * v['accuracy']:.1f}%" for h, v in test.items() if isinstance(v, dict))
             log.info("round %d: test accuracy  %s", current.number, shown)
-        return True
+        return None
 
     # Phases. Each returns plain facts for its marker. The first round has no model to score and choose with.
 
@@ -178,9 +182,12 @@ class Loop:
             selection = self.scorers.select(current.scores, scored["shards"], request, strategy)
             if current.model_before is None:
                 selection = selection.without_predictions()
-        table = _query_table(selection, self.pool.info.names)
+        # Where items cost differently, the last query may be more than the label budget lets it be.
+        query = selection.query.only(self.experiment.affordable(current, selection.query.ids))
+        table = _query_table(query, selection.items, self.pool.info.names)
         self.store.write_table(f"{current.folder}/query.parquet", table)
-        return {"items": len(table), "pool": selection.pool, "balance": selection.balance}
+        cost = self.experiment.cost(query.ids)
+        return {"items": len(table), "cost": cost, "pool": selection.pool, "balance": selection.balance}
 
     def _ask(self, current: Round) -> dict[str, Any]:
         ids = current.query()["id"].to_pylist()
@@ -313,9 +320,8 @@ def _validation_accuracy(facts: dict[str, Any]) -> float | None:
     return kept["fused"]["accuracy"] if kept else None
 
 
-def _query_table(selection: Selection, modalities: Sequence[str]) -> pa.Table:
-    query = selection.query
-    rows = [selection.items.get(i, {}) for i in query.ids]
+def _query_table(query: Query, items: Mapping[str, dict[str, Any]], modalities: Sequence[str]) -> pa.Table:
+    rows = [items.get(i, {}) for i in query.ids]
     columns = {
         "id": pa.array(query.ids, pa.string()),
         "score": pa.array(query.score, pa.float64()),

@@ -12,6 +12,8 @@ from raybal.store import Store
 
 PHASES = ("score", "select", "ask", "train", "evaluate")
 MODEL = "model.safetensors"
+#: Says why the last start ended, if nobody is to be waited for.
+ENDED = "ended.yaml"
 #: What the names of score files of labelled items begin with.
 LABELLED = "labelled-"
 

@@ -299,7 +299,7 @@ def test_an_option_without_its_value_is_one_line():
 def test_what_defines_an_experiment():
     config = LoopConfig()
     found = defining(config)
-    leaves_out = {"pool", "store", "label_budget", "train.num_workers", "train.device", "labelling.sheet"}
+    leaves_out = {"pool", "store", "label_budget", "train.num_workers", "train.device", "labelling.sheet", "cost.file"}
     assert not leaves_out & set(found)
     assert not any(key.startswith("resources") for key in found)
     wanted = set(keys_of(LoopConfig)) | {f"balancing.{key}" for key in keys_of(MLBSettings)}

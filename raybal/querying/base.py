@@ -134,6 +134,16 @@ class Query:
     parts: list[dict[str, float]] = field(default_factory=list)
     cells: list[int] | None = None
 
+    def only(self, kept: Sequence[int]) -> Query:
+        """Returns the items at some positions."""
+        return Query(
+            [self.ids[k] for k in kept],
+            [self.score[k] for k in kept],
+            [self.reason[k] for k in kept],
+            [self.parts[k] for k in kept] if self.parts else [],
+            [self.cells[k] for k in kept] if self.cells else None,
+        )
+
 
 class Holder:
     """The candidates of one or more shard files, in memory.

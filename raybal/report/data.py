@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raybal.labelling.journal import Journal, Labels
-from raybal.rounds import PHASES, Round, rounds_of
+from raybal.rounds import ENDED, PHASES, Round, rounds_of
 from raybal.store import Store
 
 FUSED = "fused"
@@ -129,6 +129,7 @@ class ExperimentRecord:
         labels: what the journal says.
         initial: ids whose labels were there from the start.
         sheets: names of the query sheets.
+        ended: why the loop ended, or None if it has not.
     """
 
     begun: dict[str, Any]
@@ -136,6 +137,7 @@ class ExperimentRecord:
     labels: Labels = field(default_factory=Labels)
     initial: frozenset[str] = frozenset()
     sheets: list[str] = field(default_factory=list)
+    ended: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -156,6 +158,11 @@ class ExperimentRecord:
     def asked(self) -> int:
         """How many items were asked for."""
         return sum(len(query.ids) for _, query in self.queries())
+
+    @property
+    def cost(self) -> float:
+        """What they cost of the label budget."""
+        return sum(r.facts["select"].get("cost", len(query.ids)) for r, query in self.queries())
 
     @property
     def measured_on(self) -> str | None:
@@ -190,6 +197,7 @@ def read_experiment(store: Store) -> ExperimentRecord:
         labels=journal.read(),
         initial=frozenset(a.id for a in journal.answers() if a.source == MANIFEST),
         sheets=store.names("sheets"),
+        ended=store.read_yaml(ENDED)["why"] if store.exists(ENDED) else None,
     )
 
 

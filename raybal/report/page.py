@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from raybal.costs import ITEMS
 from raybal.data.pool import Pool, Sidecar
 from raybal.report import figures, lines
 from raybal.report.data import FUSED, ExperimentRecord, place, read_experiment
@@ -56,7 +57,7 @@ def render(experiment: ExperimentRecord, store: Store, pool: Pool, sidecar: Side
     heads = {FUSED: -1} | {m: k for k, m in enumerate(pool.info.names)}
     return _template().render(
         name=_last_part(store),
-        state=state_of(experiment, pool, store),
+        state=state_of(experiment, store),
         verdict=judge(experiment, pool),
         heads=heads,
         about=_about(experiment, pool),
@@ -116,9 +117,15 @@ def _last_part(store: Store) -> str:
     return place(store).rpartition("/")[2]
 
 
-def _budget(experiment: ExperimentRecord) -> dict[str, int]:
-    budget = experiment.settings.get("label_budget", 0)
-    return {"asked": experiment.asked, "of": budget, "initial": len(experiment.initial)}
+def _budget(experiment: ExperimentRecord) -> dict[str, Any]:
+    settings = experiment.settings
+    return {
+        "spent": experiment.cost,
+        "of": settings.get("label_budget", 0),
+        "unit": settings.get("cost", {}).get("unit", ITEMS),
+        "asked": experiment.asked,
+        "initial": len(experiment.initial),
+    }
 
 
 def _about(experiment: ExperimentRecord, pool: Pool) -> list[tuple[str, str]]:
@@ -183,6 +190,8 @@ def _modalities(experiment: ExperimentRecord, pool: Pool) -> dict[str, Any]:
     return {
         "charts": figures.contribution_charts(experiment, pool.info.names, even_shares(pool, "train")),
         "why": "there is no model yet whose predictions could be looked at",
+        "names": pool.info.names,
+        "balance": [r for r in experiment.rounds if r.balance],
         "predicted": _predicted(experiment),
         "measured_on": experiment.measured_on,
         "waiting": _not_queried_with(experiment),

@@ -27,18 +27,15 @@ class State:
     detail: str
 
 
-def state_of(experiment: ExperimentRecord, pool: Pool, store: Store) -> State:
+def state_of(experiment: ExperimentRecord, store: Store) -> State:
     """Returns how far an experiment is."""
     if not experiment.rounds:
         return State("progress", "Just begun", "No round has begun yet.")
     last = experiment.rounds[-1]
     following = [phase for phase in PHASES if phase not in last.facts]
+    if experiment.ended is not None:
+        return State("finished", "Finished", f"{experiment.ended[:1].upper()}{experiment.ended[1:]}.")
     if not following:
-        taken = {i for _, query in experiment.queries() for i in query.ids} | experiment.initial
-        if len(taken) >= len(pool.positions_in("train")):
-            return State("finished", "Finished", "Every item of the training split has been asked for or had a label.")
-        if experiment.asked >= experiment.settings.get("label_budget", 0):
-            return State("finished", "Finished", "The label budget is spent.")
         return State("progress", "In progress", f"Round {last.number} is finished; round {last.number + 1} comes next.")
     if following[0] == "ask" and experiment.settings.get("labelling", {}).get("labeller", "oracle") != "oracle":
         return State("waiting", "Waiting for labels", _waiting_for(experiment, store))

@@ -104,7 +104,8 @@ def test_a_query_says_why_and_a_loop_that_has_enough_stops(feature_pool, tmp_pat
         run_loop(config)
         run_loop(config)
     store = Store(str(tmp_path / "store"))
-    assert caplog.text.count("the loop stops before round 2: two successive models agree") == 2
+    assert caplog.text.count("the loop ends: two successive models agree") == 2
+    assert "two successive models agree" in Store(str(tmp_path / "store")).read_yaml("ended.yaml")["why"]
     first, second = (r.query() for r in rounds_of(store) if r.done("select"))
     assert len(first) == len(second) == 30
     assert "typical of a cluster" in first["reason"][0].as_py()

@@ -16,8 +16,10 @@ from raybal.data.pool import Pool, Sidecar
 from raybal.data.publish import write_tables
 from raybal.data.schema import Modality, PoolInfo
 from raybal.labelling.journal import Answer, Journal
+from raybal.querying.balance import balance_of
 from raybal.report.data import read_experiment
 from raybal.report.page import render
+from raybal.rounds import ENDED
 from raybal.store import Store
 
 AUDIO = Modality("audio", "audio", (1, 8, 12), "float16", (-1.0,), (2.0,))
@@ -133,7 +135,15 @@ class MadeStore:
             pool[of] = self.generator.dirichlet(np.ones(len(names))).tolist()  # type: ignore[assignment]
         self.write(number, "score", {"items": 0 if cold else 20})
         if marker:
-            self.write(number, "select", {"items": len(ids), "pool": {} if cold else pool})
+            facts: dict[str, Any] = {"items": len(ids), "cost": float(len(ids)), "pool": {}, "balance": {}}
+            if not cold:
+                predicted = columns["predicted"].to_pylist()
+                items = {
+                    i: {"contribution": c, "predicted": p}
+                    for i, c, p in zip(ids, shares.tolist(), predicted, strict=True)
+                }
+                facts |= {"pool": pool, "balance": balance_of(items, pool)}
+            self.write(number, "select", facts)
             self.asked += ids
         return ids
 
@@ -178,6 +188,10 @@ class MadeStore:
         self.answer(number, self.query(number))
         self.train(number, **training)
         self.evaluate(number, test, contribution)
+
+    def end(self, why: str) -> None:
+        """Writes why the loop ended."""
+        self.store.write_yaml(ENDED, {"why": why})
 
     def round_without_labels(self, number: int) -> None:
         """Writes a round in which people could label nothing, and that has no model."""

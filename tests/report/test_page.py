@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from report_tools import (
     HOSTILE,
@@ -36,6 +37,7 @@ def finished(tmp_path_factory):
     made = store_in(tmp_path_factory.mktemp("finished"))
     for number in range(3):
         made.round(number)
+    made.end("the label budget is spent")
     return made, report(made)
 
 
@@ -60,6 +62,26 @@ def test_the_table_holds_the_test_metrics(finished):
         wanted += [f"{100 * test[h][metric]:.1f}%" for metric in ("accuracy", "balanced_accuracy") for h in heads]
         wanted += [f"{test[h]['nll']:.3f}" for h in heads]
         assert cells == wanted
+
+
+def test_the_table_of_balance_is_that_of_the_queries(finished):
+    made, page = finished
+    (table,) = [t for t in page.tables if "Contribution, query minus pool" in t[0]]
+    assert [row[0] for row in table[2:]] == ["1", "2"]
+    for number, cells in ((1, table[2]), (2, table[3])):
+        shares, pool = made.shares[number], made.facts[number, "select"]["pool"]
+        differences = shares.mean(0) - pool["contribution"]
+        assert cells[1:3] == [f"{d:+.3f}" for d in differences]
+        assert cells[3:5] == [f"{100 * (shares.argmax(1) == k).mean():.1f}%" for k in (0, 1)]
+        # Four items, of three classes: two, one and one; a pool of 15 and 5.
+        assert cells[5:] == [f"{1.5 * np.log(2):.2f}", f"{-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)):.2f}"]
+
+
+def test_another_unit_of_the_budget_is_shown(tmp_path):
+    made = store_in(tmp_path, settings={"cost": {"unit": "seconds"}, "label_budget": 500})
+    made.round(0)
+    made.write(0, "select", {"items": 4, "cost": 123.4, "pool": {}})
+    assert "Labels asked for 123 of 500 seconds 4 items in 1 round" in report(made).words
 
 
 def test_the_newest_accuracy_and_the_budget_lead(finished):
