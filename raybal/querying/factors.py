@@ -220,12 +220,10 @@ class FactorShard:
             fill = -count % _CENTRES
             # Repeats of the last centre change no minimum.
             q, h = (torch.cat([x, x[-1:].expand(fill, -1)]).to(device) for x in (q, h))
-            centres = _Centres.of(q, h)
             tile = TILE[device.type]
-            # Fresh memory for every tile would cost as much as a third of the products.
-            memory = torch.empty(2, tile, len(q), device=device)
+            centres = _Centres(q, h, tile)
             starts = range(0, len(self), tile)
-            noisy = [self._update(slice(s, min(s + tile, len(self))), centres, count, memory) for s in starts]
+            noisy = [self._update(slice(s, min(s + tile, len(self))), centres, count) for s in starts]
             for found in torch.cat(noisy).split(tile):
                 self._improve(found, centres.exact(self.q[found], self.h[found]), count)
         own = torch.as_tensor(np.asarray(rows, np.int64), device=device)
@@ -234,9 +232,9 @@ class FactorShard:
         self.nearest[own] = torch.as_tensor(np.asarray(numbers, np.int32), device=device) + self.centres
         self.centres += count
 
-    def _update(self, rows: slice, centres: _Centres, count: int, memory: Tensor) -> Tensor:
+    def _update(self, rows: slice, centres: _Centres, count: int) -> Tensor:
         """Lowers D2 of one tile; returns the rows [m] whose distances are noise and have to be computed exactly."""
-        far = centres.beside(self.q[rows], self.h[rows], memory)
+        far = centres.beside(self.q[rows], self.h[rows])
         norm, before = self.norm[rows], self.d2[rows]
         d2 = (norm + far.amin(1)).clamp_(min=0.0)
         noise = d2 < NOISE * norm
@@ -305,47 +303,55 @@ def _arrivals(
     return np.concatenate(items)[first], when[first], np.concatenate(numbers)[first]
 
 
-@dataclass
 class _Centres:
-    """Centres as tiles of rows are multiplied with them: factors q [k, C] and h [k, D], -2 q^T and h^T in float32, and
-    squared norms [k]."""
+    """Centres, as tiles of rows are multiplied with them.
 
-    q: Tensor
-    h: Tensor
-    scaled: Tensor
-    other: Tensor
-    norm: Tensor
+    Args:
+        q, h: factors [k, C] and [k, D].
+        tile: number of rows of a tile. A short one is computed among as many rows, so that every row is computed by
+            the same kernel whatever its neighbours.
+    """
 
-    @classmethod
-    def of(cls, q: Tensor, h: Tensor) -> _Centres:
-        norm = squared_norms(q, h).float()
-        return cls(q, h, (-2 * q.float()).T.contiguous(), h.float().T.contiguous(), norm)
+    def __init__(self, q: Tensor, h: Tensor, tile: int) -> None:
+        self.q, self.h = q, h
+        self.norm = squared_norms(q, h).float()
+        self._scaled, self._other = (-2 * q.float()).T.contiguous(), h.float().T.contiguous()
+        # Fresh memory for every tile would cost as much as a third of the products.
+        self._rows = [torch.zeros(tile, x.shape[1], device=q.device) for x in (q, h)]
+        self._products = torch.empty(2, tile, len(q), device=q.device)
 
     def exact(self, q: Tensor, h: Tensor) -> Tensor:
         """Returns squared distances [n, k] in float64."""
         return exact_distances(q, h, self.q, self.h)
 
-    def beside(self, q: Tensor, h: Tensor, memory: Tensor) -> Tensor:
-        """Returns ||E_c||^2 - 2 <E_i, E_c> of one tile's rows, [n, k], in `memory`.
+    def beside(self, q: Tensor, h: Tensor) -> Tensor:
+        """Returns ||E_c||^2 - 2 <E_i, E_c> of one tile's rows, [n, k], until the next call."""
+        count = len(q)
+        q, h = (self._whole(x, into) for x, into in zip((q, h), self._rows, strict=True))
+        product, other = self._products
+        torch.mm(h, self._other, out=other)
+        torch.mm(q, self._scaled, out=product)
+        return torch.addcmul(self.norm, product, other, out=product)[:count]
 
-        A short tile is filled up with zeros, so that every row is computed by the same kernel whatever its neighbours.
-        """
-        rows, tile = len(q), memory.shape[1]
-        q, h = q.float(), h.float()
-        if rows < tile:
-            q, h = (torch.cat([x, x.new_zeros(tile - rows, x.shape[1])]) for x in (q, h))
-        product, other = memory
-        torch.mm(h, self.other, out=other)
-        torch.mm(q, self.scaled, out=product)
-        return torch.addcmul(self.norm, product, other, out=product)[:rows]
+    @staticmethod
+    def _whole(x: Tensor, into: Tensor) -> Tensor:
+        if x.dtype == into.dtype and len(x) == len(into):
+            return x
+        into[: len(x)].copy_(x)
+        return into
 
 
 def squared_norms(q: Tensor, h: Tensor) -> Tensor:
     """Returns the squared norms of the embeddings, ||q_i||^2 ||h_i||^2, summed in float64."""
 
     def sums(x: Tensor) -> Tensor:
-        found = [part.double().square().sum(1) for part in x.split(TILE[x.device.type])]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        tile = min(TILE[x.device.type], len(x))
+        found = torch.empty(len(x), dtype=torch.float64, device=x.device)
+        memory = torch.empty(tile, x.shape[1], dtype=torch.float64, device=x.device)
+        for start in range(0, len(x), tile or 1):
+            part = x[start : start + tile]
+            torch.sum(memory[: len(part)].copy_(part).square_(), 1, out=found[start : start + tile])
+        return found
 
     return sums(q) * sums(h)
 

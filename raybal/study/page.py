@@ -36,6 +36,7 @@ def render(store: Store, summary: StudySummary, config: StudyConfig) -> str:
         ),
         baseline=BASELINE,
         rows=summary.rows,
+        modalities=summary.modalities,
         heads={FUSED: -1},
         charts={method: _charts(rows) for method, rows in summary.rows.items()},
         versions=versions(),

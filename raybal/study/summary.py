@@ -31,6 +31,9 @@ class StrategySummary:
         last: test accuracy after the last round.
         against: area beside that of random queries, paired by seed; None for these, and where there are none.
         seconds: of scoring and selecting in a round, mean.
+        contribution: of each modality in a query minus that in the pool it was chosen from, mean over loops and rounds;
+            empty where no query was chosen with a model.
+        class_entropy: of the classes predicted in a query, in nats, mean likewise; None where there is none.
     """
 
     strategy: str
@@ -41,6 +44,8 @@ class StrategySummary:
     last: Interval
     against: Comparison | None
     seconds: float
+    contribution: list[float]
+    class_entropy: float | None
 
     @property
     def verdict(self) -> str:
@@ -54,10 +59,11 @@ class StrategySummary:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """All strategies by method, best first, and the curves of all loops."""
+    """All strategies by method, best first, the curves of all loops, and the names of the modalities."""
 
     rows: dict[str, list[StrategySummary]]
     curves: list[dict[str, Any]]
+    modalities: list[str]
 
     def lines(self) -> list[str]:
         """Returns the tables as lines of text."""
@@ -85,7 +91,11 @@ class StudySummary:
                 line["against_random_half"] = found.difference.half if found else None
                 line["against_random_p"] = found.p if found else None
                 line["against_random_p_holm"] = found.adjusted if found else None
-                lines.append(line | {"seconds_a_round": r.seconds})
+                line["seconds_a_round"] = r.seconds
+                line["class_entropy"] = r.class_entropy
+                for i, m in enumerate(self.modalities):
+                    line[f"{m}_contribution_minus_pool"] = r.contribution[i] if r.contribution else None
+                lines.append(line)
         return _csv(lines)
 
     def curves_csv(self) -> str:
@@ -127,7 +137,8 @@ def summarise(curves: Mapping[tuple[str, str, int], Curve], config: StudyConfig)
         for (method, strategy, seed), curve in curves.items()
         for number, record in enumerate(curve)
     ]
-    return StudySummary(rows, lines)
+    names = list(next(iter(curves.values()))[-1]["heads"])
+    return StudySummary(rows, lines, names)
 
 
 def _row(
@@ -135,6 +146,7 @@ def _row(
 ) -> StrategySummary:
     rounds = range(min(map(len, curves)))
     seconds = [r["seconds"]["score"] + r["seconds"]["select"] for curve in curves for r in curve[1:]]
+    balance = [r["balance"] for curve in curves for r in curve if r["balance"]]
     return StrategySummary(
         strategy=strategy,
         method=method,
@@ -144,6 +156,8 @@ def _row(
         last=interval([curve[-1]["accuracy"] for curve in curves]),
         against=against,
         seconds=float(np.mean(seconds)) if seconds else 0.0,
+        contribution=np.mean([b["contribution"] for b in balance], axis=0).tolist() if balance else [],
+        class_entropy=float(np.mean([b["class_entropy"] for b in balance])) if balance else None,
     )
 
 

@@ -3,8 +3,10 @@
 import itertools
 import multiprocessing
 import os
+import resource
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -291,3 +293,17 @@ def test_nothing_asked_or_nothing_there():
     q, h = factors(5)
     assert len(d2_seeding(q, h, 0, seed=0)) == 0
     assert len(d2_seeding(q[:0], h[:0], 3, seed=0)) == 0
+
+
+def test_a_shard_takes_little_memory_beside_its_factors():
+    """Blocks of float64 that are given back must not stay behind in pieces."""
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    q, h = torch.ones(200_000, 31, dtype=torch.float16), torch.ones(200_000, 512, dtype=torch.float16)
+    before = resident()
+    shard = FactorShard(q, h, np.arange(200_000, dtype=np.uint64))
+    shard.update(q[:200], h[:200])
+    # In float64 the factors are 870 MB.
+    assert resident() - before < 150e6

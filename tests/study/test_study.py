@@ -84,7 +84,13 @@ def test_a_study_compares_from_the_same_first_items_and_goes_on(feature_pool, tm
 def curve(*accuracy, start=20):
     seconds = {"score": 1.0, "select": 0.5, "train": 9.0}
     return [
-        {"labels": start * (k + 1), "accuracy": a, "heads": {"easy": a}, "balance": {}, "seconds": seconds}
+        {
+            "labels": start * (k + 1),
+            "accuracy": a,
+            "heads": {"easy": a, "hard": a},
+            "balance": {"contribution": [0.1 * k, -0.1 * k], "class_entropy": 1.0 + k} if k else {},
+            "seconds": seconds,
+        }
         for k, a in enumerate(accuracy)
     ]
 
@@ -116,6 +122,11 @@ def test_areas_are_means_over_labels_and_compared_by_seed():
     assert rows["random"].verdict == ""
     assert {rows[s].verdict for s in ("margin", "badge")} <= {"better than random", "not told from random"}
     assert rows["badge"].seconds == 1.5
+    # Of the second to the fourth query: the first was chosen without a model.
+    assert rows["badge"].contribution == pytest.approx([0.2, -0.2])
+    assert rows["badge"].class_entropy == pytest.approx(3.0)
+    table = list(csv.DictReader(io.StringIO(summary.rows_csv())))
+    assert float(table[0]["hard_contribution_minus_pool"]) == pytest.approx(-0.2)
     assert len(summary.lines()) == 5
 
 
