@@ -4,7 +4,7 @@ By default glibc gives every large block back to the system as soon as it is fre
 activations batch after batch: fetching the pages anew takes a large part of the time.
 
 What it costs is memory: the heap has gaps, so a process holds more than it had in use at its peak (twice as much
-with the activations of a network; glibc 2.36 keeps about ten blocks of one size where one is in use at a time).
+with the activations of a network; glibc 2.36 keeps ten or more blocks of one size where one is in use at a time).
 Threads other than the main one have heaps of their own, in which only blocks below 64 MB are kept, unless the process
 was started with `environment`.
 """

@@ -11,6 +11,7 @@ from typing import Any
 
 from raybal.balancing.base import METHODS, BalancingSettings
 from raybal.data.layouts.base import LAYOUTS, LayoutSettings
+from raybal.errors import ConfigError
 from raybal.querying.base import STRATEGIES, QuerySettings
 from raybal.registry import Registry
 from raybal.settings import Settings, describe
@@ -79,7 +80,7 @@ def _options(cls: type[Settings], prefix: str, group: str, arguments: Sequence[s
         elif _holds_settings(hint):
             # A section a name, and the names are the user's: those on this command line.
             section = typing.get_args(hint)[1]
-            for name in ["NAME", *_names_below(key, arguments)]:
+            for name in ["NAME", *_names_below(key, section, arguments)]:
                 found |= _options(section, f"{key}.{name}.", title, arguments)
                 found |= _options_of_variants(section, f"{key}.{name}", f"{key}.NAME", arguments, found)
         else:
@@ -111,11 +112,24 @@ FAMILIES: dict[type[Settings], tuple[str, Registry[Any]]] = {
 }
 
 
-def _names_below(key: str, arguments: Sequence[str]) -> list[str]:
-    """The names that arguments such as --model.encoders.audio.dim use below a key."""
+def _names_below(key: str, section: type[Settings], arguments: Sequence[str]) -> list[str]:
+    """The names that arguments such as --model.encoders.audio.dim use below a key; a method's or strategy's own may be
+    typed with hyphens.
+
+    Raises:
+        ConfigError: two names differ in hyphens and underscores only, which options do not tell apart.
+    """
     prefixes = (f"--{key}.", f"--{key.replace('_', '-')}.")
-    found = [a[len(p) :].split(".")[0] for a in arguments for p in prefixes if a.startswith(p)]
-    return [name for name in dict.fromkeys(found) if name not in ("", "NAME")]
+    typed = [a[len(p) :].split(".")[0] for a in arguments for p in prefixes if a.startswith(p)]
+    chooser, known = (FAMILIES[section][0], FAMILIES[section][1].names()) if section in FAMILIES else ("", [])
+    if chooser and chooser in typed:
+        raise ConfigError(f"{key}.{chooser}: there may be several, each with a name; it is {key}.NAME.{chooser}")
+    found = dict.fromkeys(u if (u := name.replace("-", "_")) in known else name for name in typed)
+    names = [name for name in found if name not in ("", "NAME")]
+    for name in names:
+        if any(name != other and flag(name) == flag(other) for other in names):
+            raise ConfigError(f"{key}.{name}: another name differs from it in - and _ only; give both in a file")
+    return names
 
 
 def _holds_settings(hint: Any) -> bool:

@@ -39,12 +39,28 @@ class Rows:
         """
         rows, given = content.get(self.names), content.get(self.settings) or {}
         rows = list(default) if rows is None else rows
-        if not isinstance(rows, list) or not isinstance(given, Mapping):
+        if not isinstance(given, Mapping) or not (isinstance(rows, list) and all(isinstance(n, str) for n in rows)):
             return content
-        for name in given:
+        self.check(rows)
+        if isinstance(given.get(self.choice), str):
+            raise ConfigError(
+                f"{self.settings}.{self.choice}: a {self.what} has several rows, so it is not one key; give "
+                f"{self.names}, e.g. --{self.names} {given[self.choice]}"
+            )
+        for name, own in given.items():
             if name not in rows and name not in self.registry.names():
                 raise ConfigError(f"{self._unknown(name, rows)}{did_you_mean(name, rows)}")
-        return {**content, self.settings: {str(n): {self.choice: n, **(given.get(n) or {})} for n in rows}}
+            if own is not None and not isinstance(own, Mapping):
+                raise ConfigError(
+                    f"{self.settings}.{name}: {own!r} is not accepted; it must be a mapping of keys to values"
+                )
+            chosen = (own or {}).get(self.choice, name)
+            if name in self.registry.names() and chosen != name:
+                raise ConfigError(
+                    f"{self.settings}.{name}.{self.choice}: {chosen!r} is not accepted in a row called {name}; "
+                    "give the row another name"
+                )
+        return {**content, self.settings: {n: {self.choice: n, **(given.get(n) or {})} for n in rows}}
 
     def check(self, rows: Sequence[str]) -> None:
         """Checks the names.
@@ -55,8 +71,8 @@ class Rows:
         if not rows:
             raise ConfigError(f"{self.names}: there must be at least one")
         for name in rows:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-                raise ConfigError(f"{self.names}: {name!r} is not accepted; a row's name has letters, digits and _ . -")
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                raise ConfigError(f"{self.names}: {name!r} is not accepted; a row's name has letters, digits, _ and -")
             if rows.count(name) > 1:
                 raise ConfigError(f"{self.names}: {name!r} is there twice")
 

@@ -26,7 +26,7 @@ def linear_probe(
         Predicted classes, int64 [k].
     """
     rows, labels = train[0].double(), train[1]
-    mean, spread = rows.mean(0), rows.std(0).clamp(min=1e-8)
+    mean, spread = rows.mean(0), rows.std(0, correction=0).clamp(min=1e-8)
 
     def logits(weights: Tensor, values: Tensor) -> Tensor:
         return F.linear((values.double() - mean) / spread, weights[:, :-1], weights[:, -1])

@@ -83,8 +83,6 @@ class CoefficientMethod(PacedMethod):
 class ScoredSettings(CoefficientSettings):
     """Settings of methods whose coefficients come from scores of the modalities on the batch."""
 
-    alpha: float = setting(0.5, gt=0, help="slope of the coefficient in the ratio of modality scores")
-
 
 class ScoredMethod(CoefficientMethod):
     """Scores each modality on the batch and turns the scores into coefficients.

@@ -21,6 +21,7 @@ from raybal.analysis.clustering import k_means, scale_columns
 from raybal.balancing.base import Context
 from raybal.balancing.looking import Seen, look, part_of
 from raybal.balancing.paced import PacedMethod, PacedSettings
+from raybal.data.batches import Items
 from raybal.errors import ConfigError, DivergedError, RaybalError
 from raybal.settings import setting
 from raybal.workers import Workers
@@ -28,6 +29,8 @@ from raybal.workers import Workers
 log = logging.getLogger(__name__)
 
 INITIAL = "initial."
+#: Held-out items a class below which chance moves purities by much.
+ENOUGH = 10
 PAPER: dict[str, Any] = {"match_sizes": False, "max_items": None, "buffers": "keep", "optimizer_state": "keep"}
 
 
@@ -115,12 +118,28 @@ class DiagnosingRelearning(PacedMethod):
         due = due[: self.settings.times]
         if ctx.workers.rank == 0 and ctx.held_out is not None and not due:
             log.warning(
-                "diagnosing_relearning: no diagnosis in %d epochs with balancing.interval %d: this is joint training",
+                "diagnosing_relearning: no diagnosis in %d epochs with balancing.interval %d and balancing.times %d: "
+                "this is joint training",
                 ctx.epochs,
                 self.settings.interval,
+                self.settings.times,
             )
+        if ctx.workers.rank == 0 and due and ctx.held_out is not None:
+            self._warn_of_chance(ctx.held_out)
         if not self._initial:
             self._initial = {name: value.detach().cpu().clone() for name, value in _encoders(ctx).items()}
+
+    def _warn_of_chance(self, held_out: Items) -> None:
+        missing = self.classes - len(np.unique(held_out.labels))
+        if missing:
+            log.warning("diagnosing_relearning: %d classes have no held-out item; purities compare others", missing)
+        if len(held_out) < ENOUGH * self.classes:
+            gap = (0.25 / len(held_out)) ** 0.5
+            log.warning(
+                "diagnosing_relearning: %d held-out items for %d classes: by chance alone a gap of about %.2f, so a "
+                "strength of about %.2f; more labelled items or a larger balancing.holdout_share help",
+                len(held_out), self.classes, gap, reinit_strength(gap, self.settings.scale),
+            )  # fmt: skip
 
     def before_epoch(self, ctx: Context) -> None:
         settings = self.settings

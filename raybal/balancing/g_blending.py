@@ -81,11 +81,12 @@ class GBlending(PacedMethod):
         due = ctx.epoch // self.settings.super_epoch + 1 if self.settings.mode == "online" else 1
         if self._estimates >= due or ctx.held_out is None:
             return
+        # Past its end a schedule has nothing left to learn at.
+        epochs = min(self.settings.super_epoch, ctx.epochs - ctx.epoch)
         if ctx.workers.rank == 0:
-            log.info("epoch %d: copies train for %d epochs to weigh the losses", ctx.epoch, self.settings.super_epoch)
+            log.info("epoch %d: copies train for %d epochs to weigh the losses", ctx.epoch, epochs)
         parts = (ctx.train, ctx.held_out)
         start = torch.stack([self._losses(ctx, ctx.classifier, part) for part in parts])
-        epochs = self.settings.super_epoch
         alone = ctx.rehearse(Unimodal(UnimodalSettings(), self.modalities, self.classes), epochs)
         end = torch.stack([self._losses(ctx, alone, part) for part in parts])
         joint = ctx.rehearse(Joint(BalancingSettings(Joint.name), self.modalities, self.classes), epochs)

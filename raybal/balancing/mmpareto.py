@@ -86,7 +86,7 @@ def fused_weight(grads_fused: Sequence[Tensor], grads_unimodal: Sequence[Tensor]
     f, u = (torch.cat([g.flatten() for g in grads]) for grads in (grads_fused, grads_unimodal))
     ff, uu, fu = f @ f, u @ u, f @ u
     least = ((uu - fu) / (ff + uu - 2 * fu)).clamp(SMALLEST_WEIGHT, 1 - SMALLEST_WEIGHT)
-    return torch.where(fu < 0, least, 0.5)
+    return torch.where((fu <= 0) & (ff > 0) & (uu > 0), least, 0.5)
 
 
 def combine(

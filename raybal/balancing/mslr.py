@@ -35,7 +35,8 @@ class MSLRSettings(CoefficientSettings):
     )
     initial: dict[str, float] = setting(
         factory=dict,
-        help="factor of a modality's learning rate by name; without it audio has 0.9, video 1.1 and any other 1",
+        help="factor of a modality's learning rate by name, e.g. '{audio: 0.7, video: 1.3}'; without it audio has 0.9, "
+        "video 1.1 and any other 1",
     )
     apply_to: Literal["gradient", "update"] = setting(
         "update",
@@ -64,7 +65,9 @@ class MSLR(CoefficientMethod):
 
     def __init__(self, settings: MSLRSettings, modalities: tuple[str, ...], classes: int) -> None:
         super().__init__(settings, modalities, classes)
-        for name in settings.initial:
+        for name, factor in settings.initial.items():
+            if factor <= 0:
+                raise ConfigError(f"balancing.initial.{name}: {factor:g} is not accepted; it must be greater than 0")
             if name not in modalities:
                 raise ConfigError(
                     f"balancing.initial.{name}: the pool has no such modality; it has {', '.join(modalities)}"

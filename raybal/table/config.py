@@ -44,10 +44,11 @@ class TableConfig(Settings):
     methods and seeds later.
 
       python jobs/train.py                                                    all methods on the built-in pool
-      python jobs/train.py --methods mlb --seeds 1 --learning-rates 0.001     one run
+      python jobs/train.py --store runs/one --methods mlb --seeds 1 --learning-rates 0.001     one run
       python jobs/train.py --methods mlb,strong --balancing.strong.method mlb --balancing.strong.alpha 4
 
-    Keys marked * may change when a table is continued; all others define it.
+    Keys marked * may change when a table is continued, and so may those of `source`, which only make the pool; all
+    others define it.
     """
 
     pool: str = setting(
@@ -92,7 +93,9 @@ class TableConfig(Settings):
         ROWS.check(METHODS.names() if self.methods is None else self.methods)
         if not self.learning_rates:
             raise ConfigError("learning_rates: there must be at least one")
-        if len(set(self.learning_rates)) < len(self.learning_rates) or min(self.learning_rates) <= 0:
+        # Folders are named by them.
+        names = {f"{rate:g}" for rate in self.learning_rates}
+        if len(names) < len(self.learning_rates) or min(self.learning_rates) <= 0:
             raise ConfigError(f"learning_rates: {self.learning_rates} is not accepted; give different ones above 0")
 
     def check_typed(self, given: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ from raybal.predictor import PredictorSpec
 from raybal.resources import check_place, cluster, task_options
 from raybal.store import Store
 from raybal.table.cells import Cell, has_diverged
-from raybal.table.config import TableConfig
+from raybal.table.config import SourceSettings, TableConfig
 from raybal.table.page import write_page
 from raybal.table.summary import Summary, summarise
 from raybal.table.work import Progress, work, work_alone
@@ -58,6 +58,7 @@ def run_table(config: TableConfig) -> Summary:
     check_place("store", config.store)
     store = Store(config.store)
     BEGUN.read(store)
+    _check_pool(config)
     with Lease(store) as lease, cluster(config.resources):
         config = dataclasses.replace(config, pool=_pool_of(config))
         store.sweep(FOLDERS)
@@ -70,6 +71,22 @@ def run_table(config: TableConfig) -> Summary:
     log.info("store:  %s", store.root)
     log.info("report: %s", report)
     return summary
+
+
+def _check_pool(config: TableConfig) -> None:
+    """Finds out what is wrong with the pool before a cluster is started for it."""
+    if config.source.input is not None:
+        return
+    if config.source != SourceSettings():
+        raise ConfigError(
+            "source.input: this key is missing, and other keys of source are set; say where the data set is, and in "
+            "pool where its pool is to be"
+            if config.pool == DEMO or not Store(config.pool).exists()
+            else "source: the pool is there, and without source.input nothing of this is looked at"
+        )
+    if config.pool != DEMO:
+        check_place("pool", config.pool)
+        Pool(config.pool)
 
 
 def _pool_of(config: TableConfig) -> str:
@@ -117,12 +134,18 @@ class Table:
         if self.pool.info.classes is None:
             raise DataError(f"pool {config.pool} knows no classes: its manifest has no labels to train with")
         self.classes = self.pool.info.classes
+        if len(self.classes) < 2:
+            raise DataError(f"pool {config.pool} has one class, {self.classes[0]!r}: there is nothing to tell apart")
         self.test = self._labelled("test")
         if not self.test:
-            raise DataError(f"pool {config.pool} has no labelled test items, which a table is about")
+            raise DataError(
+                f"pool {config.pool} has no labelled test items, which a table is about; prepare it from a manifest "
+                "with a split column, or with a --test-share above 0"
+            )
         config.train.resolve_device()
         self.rows = self._buildable()
-        if len(config.learning_rates) > 1 and not self.parts(0)[1]:
+        validation = self.parts(0)[1]
+        if len(config.learning_rates) > 1 and not validation:
             raise ConfigError(
                 f"learning_rates: {config.learning_rates} are compared on validation, and the pool has no validation "
                 "items (its labelled items are of one group); give one rate, or a pool with a validation split"
@@ -130,20 +153,24 @@ class Table:
         self._check()
 
     def _buildable(self) -> list[str]:
-        """Returns the rows: those that were asked for, or all methods that can be built.
+        """Returns the rows: those that were asked for, or all methods that can be built as they are.
 
         Raises:
-            ConfigError: a row that was asked for cannot be built.
+            ConfigError: a row that was asked for, or one with settings of its own, cannot be built, or none can.
         """
-        rows = []
+        rows, problem = [], ""
         for row in self.config.methods or METHODS.names():
             try:
                 self._spec(row, 0).build()
                 rows.append(row)
             except ConfigError as error:
-                if self.config.methods is not None:
-                    raise ConfigError(re.sub(r"^balancing\.", f"balancing.{row}.", str(error))) from error
-                log.warning("%s is left out: %s", row, str(error).partition(": ")[2])
+                problem = re.sub(r"^balancing\.", f"balancing.{row}.", str(error))
+                settings = self.config.settings_of(row)
+                if self.config.methods is not None or settings != type(settings)(method=row):
+                    raise ConfigError(problem) from error
+                log.warning("%s is left out: %s", row, problem)
+        if not rows:
+            raise ConfigError(problem)
         return rows
 
     # What it is.
@@ -246,6 +273,8 @@ class Table:
 
     def _best(self, row: str) -> float:
         """Returns the learning rate with the best validation accuracy, then likelihood, of the first seed."""
+        if len(self.config.learning_rates) == 1:
+            return self.config.learning_rates[0]
 
         def score(rate: float) -> tuple[float, float]:
             result = self.store.read_yaml(Cell(row, rate, 0).trained)

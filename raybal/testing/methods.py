@@ -92,7 +92,9 @@ def _finite(case: Case) -> None:
     items = items_of(24, missing=0.4)
     for fusion in fusions_of(case):
         for precision in ("float32", "bfloat16"):
-            weights, history = trained(case, fusion=fusion, train=items, epochs=2, precision=precision)
+            # Long enough for every mechanism to act, in one fusion.
+            epochs = EPOCHS if fusion == "concat" else 2
+            weights, history = trained(case, fusion=fusion, train=items, epochs=epochs, precision=precision)
             for name, value in weights.items():
                 assert torch.isfinite(value).all(), f"{name} with {fusion} in {precision}"
             assert all(np.isfinite(record["loss"]) for record in history), f"the loss with {fusion} in {precision}"

@@ -203,7 +203,10 @@ def _rehearse(run: Run, ctx: Context, method: BalancingMethod, epochs: int) -> C
     )
     method.setup(own)
     for _ in range(epochs):
-        _train_epoch(run, own, method)
+        try:
+            _train_epoch(run, own, method)
+        except DivergedError as error:
+            raise DivergedError(f"before epoch {ctx.epoch + 1}, a copy trained by {method.name}: {error}") from error
     return classifier
 
 

@@ -221,11 +221,21 @@ def test_the_paper_preset_is_the_released_code():
 @pytest.mark.parametrize(("epochs", "said"), [(21, "no diagnosis in 21 epochs with balancing.interval 20"), (22, "")])
 def test_a_run_without_a_diagnosis_says_so(epochs, said, caplog):
     classifier, method = make_pair("diagnosing_relearning")
-    ctx = make_context(classifier, train=make_items(12), held_out=make_items(6), epochs=epochs)
+    ctx = make_context(classifier, train=make_items(60), held_out=make_items(30), epochs=epochs)
     with caplog.at_level(logging.WARNING):
         method.setup(ctx)
     assert said in caplog.text
     assert bool(caplog.text) == bool(said)
+
+
+def test_a_held_out_part_that_chance_decides_says_so(caplog):
+    classifier, method = make_pair("diagnosing_relearning")
+    held_out = make_items(29)
+    held_out.labels[held_out.labels == 2] = 0
+    with caplog.at_level(logging.WARNING):
+        method.setup(make_context(classifier, train=make_items(60), held_out=held_out, epochs=22))
+    assert "1 classes have no held-out item" in caplog.text
+    assert "29 held-out items for 3 classes" in caplog.text
 
 
 def test_a_modality_that_is_not_pulled_keeps_its_momentum_and_statistics():

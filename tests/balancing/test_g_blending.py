@@ -31,7 +31,7 @@ def test_an_estimate_is_what_training_each_head_alone_shows(tmp_path):
     """Every head trained by an ordinary run of its own, from the same weights on the same batches."""
     case = Case("g_blending", {"super_epoch": 2, "holdout_share": 0.2})
     items = items_of(45)
-    run = run_of(case, str(tmp_path / "g"), train=items, epochs=1)
+    run = run_of(case, str(tmp_path / "g"), train=items, epochs=2)
     fit(run)
     train, held_out = hold_out(items, 0.2, run.seed)
     assert held_out is not None

@@ -139,7 +139,7 @@ def test_areas_are_means_over_labels_and_compared_by_seed():
         ),
         (["--strategies", "random", "--query.badge.proposals", "3"], r"query\.badge: the study has no such row"),
         (["--strategies", "random,random"], "strategies: 'random' is there twice"),
-        (["--methods", "../x"], r"balancing\.\.\./x\.method|a row's name has letters"),
+        (["--methods", "../x"], r"balancing\.\.\./x\.method|a row's name has letters, digits, _ and -"),
         (["--train.num-workers", "2"], r"train\.num_workers: a study's loops run in one process"),
     ],
 )

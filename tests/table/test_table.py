@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -19,7 +20,9 @@ from raybal.balancing.base import METHODS
 from raybal.bench.toy import make_pool
 from raybal.config import parse
 from raybal.data.pool import Pool, Sidecar
+from raybal.data.schema import PoolInfo
 from raybal.errors import ConfigError, DataError, StoreError
+from raybal.lease import Lease
 from raybal.predictor import load_predictor
 from raybal.settings import from_plain
 from raybal.store import Store
@@ -198,8 +201,13 @@ def bare_table(folder, groups="", **changes) -> table_run.Table:
     pq.write_table(table.set_column(table.schema.get_field_index("split"), "split", pa.array(split)), index)
     if groups:
         pq.write_table(pa.table({"id": table["id"], "group": [groups] * 40}), named)
-    content = {"pool": root, "store": str(folder / "store"), "learning_rates": [0.1], **changes}
-    return table_run.Table(from_plain(TableConfig, content), Store(content["store"]), SimpleNamespace(token="t"))
+    config = make_bare(folder, **changes)
+    return table_run.Table(config, Store(config.store), SimpleNamespace(token="t"))
+
+
+def make_bare(folder, **changes) -> TableConfig:
+    content = {"pool": str(folder / "pool"), "store": str(folder / "store"), "learning_rates": [0.1], **changes}
+    return from_plain(TableConfig, content)
 
 
 def test_without_names_every_method_that_can_be_built_is_a_row(tmp_path, caplog):
@@ -207,7 +215,13 @@ def test_without_names_every_method_that_can_be_built_is_a_row(tmp_path, caplog)
     with caplog.at_level("WARNING"):
         rows = bare_table(tmp_path, model={"fusion": "gated"}).rows
     assert set(METHODS.names()) - set(rows) == {"mmcosine"}
-    assert "mmcosine is left out" in caplog.text
+    assert "mmcosine is left out: balancing.mmcosine.method: mmcosine" in caplog.text
+    # Only what has no settings of its own: anything else is a slip of the user's.
+    slip = {"mlb": {"method": "mlb", "paces": {"vidoe": {"final": 0.0}}}}
+    with pytest.raises(ConfigError, match=r"^balancing\.mlb\.paces\.vidoe: .*did you mean 'video'"):
+        bare_table(tmp_path, balancing=slip)
+    with pytest.raises(ConfigError, match=r"^model\.encoders\.vidoe: .*did you mean 'video'"):
+        bare_table(tmp_path, model={"encoders": {"vidoe": {"dim": 8}}})
     with pytest.raises(ConfigError, match=r"^balancing\.cosine\.method: mmcosine"):
         bare_table(
             tmp_path, model={"fusion": "gated"}, methods=["cosine"], balancing={"cosine": {"method": "mmcosine"}}
@@ -215,7 +229,17 @@ def test_without_names_every_method_that_can_be_built_is_a_row(tmp_path, caplog)
 
 
 def test_rates_cannot_be_compared_without_validation(tmp_path):
-    assert bare_table(tmp_path, groups="one").rows
+    table = bare_table(tmp_path, groups="one", methods=["joint"], seeds=1, train={"epochs": 1})
+
+    def here(cells, progress, final):
+        for cell in cells:
+            table_work.work(table.store, cell, table.task(cell), table.test, lambda task: task.run())
+            progress.done(cell, table.store)
+
+    table._side_by_side = here
+    with Lease(table.store) as lease:
+        table.lease = lease
+        assert [row.name for row in table.run().rows] == ["joint"]
     with pytest.raises(ConfigError, match=r"learning_rates: \[0\.1, 0\.2\] .* no validation items"):
         bare_table(tmp_path, groups="one", learning_rates=[0.1, 0.2])
 
@@ -281,6 +305,15 @@ def test_a_long_run_says_once_a_minute_how_far_it_is(monkeypatch, caplog):
         (["--methods", "mlb,mlb"], "methods: 'mlb' is there twice"),
         (["--train.learning-rate", "0.1"], r"train\.learning_rate: .* give learning_rates"),
         (["--learning-rates", "0.1,0.1"], "learning_rates: .* give different ones"),
+        (["--learning-rates", "0.1234567,0.1234568"], "learning_rates: .* give different ones"),
+        (["--balancing.method", "mlb"], r"balancing\.method: there may be several, .* balancing\.NAME\.method"),
+        (["--methods", "mlb", "--balancing.mlb.method", "ogm"], r"'ogm' is not accepted in a row called mlb"),
+        (["--methods", "[1, [2]]"], r"methods"),
+        (["--methods", ""], "methods: '' is not accepted"),
+        (
+            ["--methods", "a_b,a-b", "--balancing.a_b.method", "mlb", "--balancing.a-b.method", "ogm"],
+            r"balancing\.a_b: another name differs from it in - and _ only",
+        ),
         (["--methods", "mlb", "--balancing.ogm.alpha", "2"], r"balancing\.ogm: the table has no such row; .* mlb$"),
         (["--methods", "../x"], r"balancing\.\.\./x\.method|a row's name has letters"),
     ],
@@ -288,3 +321,31 @@ def test_a_long_run_says_once_a_minute_how_far_it_is(monkeypatch, caplog):
 def test_a_table_that_makes_no_sense_is_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         parse(TableConfig, arguments)
+
+
+def test_names_of_methods_may_be_typed_with_hyphens():
+    arguments = ["--balancing.diagnosing-relearning.interval", "4", "--balancing.diagnosing_relearning.times", "2"]
+    settings = parse(TableConfig, arguments).settings_of("diagnosing_relearning")
+    assert (settings.interval, settings.times) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"source": {"preprocessing": {"video": {"frames": 5}}}}, ConfigError, r"^source\.input: this key is missing"),
+        ({"pool": "nowhere", "source": {"test_share": 0.3}}, ConfigError, r"^source\.input: this key is missing"),
+        ({"pool": "nowhere"}, DataError, "nowhere .*is not a prepared pool"),
+    ],
+)
+def test_a_wrong_pool_is_said_before_a_cluster_is_started(tmp_path, monkeypatch, changes, error, message):
+    monkeypatch.setattr(table_run, "cluster", None)
+    with pytest.raises(error, match=message):
+        run_table(from_plain(TableConfig, {"store": str(tmp_path / "store"), **changes}))
+
+
+def test_one_class_is_no_table(tmp_path):
+    bare_table(tmp_path)
+    info = PoolInfo.read(Store(tmp_path / "pool"))
+    dataclasses.replace(info, classes=("cat",)).write(Store(tmp_path / "pool"))
+    with pytest.raises(DataError, match="has one class, 'cat'"):
+        table_run.Table(make_bare(tmp_path), Store(tmp_path / "store"), SimpleNamespace(token="t"))
