@@ -24,7 +24,8 @@ from raybal.labelling.base import Labeller
 from raybal.labelling.oracle import Oracle
 from raybal.labelling.table import TableLabeller
 from raybal.predictor import PredictorSpec
-from raybal.querying.base import STRATEGIES, QueryStrategy, build_strategy
+from raybal.querying.base import STRATEGIES, QueryStrategy, QuotaSettings, build_strategy
+from raybal.querying.embedding import EmbeddingSettings
 from raybal.querying.random import Random
 from raybal.rounds import Round, asked_in
 from raybal.store import Store
@@ -103,8 +104,8 @@ class Experiment:
         return float(self.costs[self.pool.positions(ids)].sum())
 
     def left(self, current: Round) -> float:
-        """Returns what of the label budget is left for a round."""
-        return self.config.label_budget - self.cost(self._asked(current))
+        """Returns what of the label budget is left for a round; sums of fractions may end a hair above it."""
+        return self.config.label_budget * (1 + 1e-9) - self.cost(self._asked(current))
 
     def _asked(self, current: Round) -> list[str]:
         """Returns the ids that the rounds before one asked for: they stay, so they are read once."""
@@ -127,11 +128,19 @@ class Experiment:
 
     def why_exhausted(self, current: Round) -> str | None:
         """Returns why a round has nothing to ask for, or None if it has."""
+        passed_over = current.before.facts("select").get("passed_over")
+        if passed_over is not None and passed_over > self.left(current):
+            # Else the rest would go into rounds of an item or two, each with a training of its own.
+            return "the label budget is spent but for less than what was wanted next"
         if self.size(current):
             return None
         out = len({*self._asked(current), *self.initial})
         if out < len(self.pool.positions_in("train")):
-            return "the label budget is spent"
+            left, unit = self.left(current), self.config.cost.unit
+            spent = left < 1e-6 * self.config.label_budget
+            return "the label budget is spent" + (
+                "" if spent else f"; no item costs as little as the {left:g} {unit} left"
+            )
         return "every item of the training split has been asked for or had a label"
 
     def chooses_initially(self, current: Round) -> bool:
@@ -216,10 +225,13 @@ class Experiment:
 
     @property
     def _initial_strategy(self) -> QueryStrategy:
-        query = self.config.query
-        if query.initial == query.strategy:
-            return STRATEGIES.get(query.strategy)(query)
-        return build_strategy(query.initial, query, features=query.initial_features)
+        # What an untrained model predicts says nothing, so no quota is kept by it.
+        query = dataclasses.replace(self.config.query, quota=QuotaSettings())
+        if query.initial != query.strategy:
+            return build_strategy(query.initial, query, features=query.initial_features)
+        if isinstance(query, EmbeddingSettings):
+            query = dataclasses.replace(query, features=query.initial_features)
+        return STRATEGIES.get(query.strategy)(query)
 
     def _check_strategies(self) -> None:
         classifier, method = self.spec.build()
@@ -230,7 +242,10 @@ class Experiment:
             raise ConfigError(
                 f"query.initial: {query.initial!r} is not accepted; without a trained model there are {', '.join(cold)}"
             )
-        initial.check(predictor)
+        try:
+            initial.check(predictor)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("query.features", "query.initial_features")) from error
         STRATEGIES.get(query.strategy)(query).check(predictor)
 
     def _check_costs(self) -> None:
@@ -254,7 +269,9 @@ class Experiment:
         keys = defining(self.config)
         # The list that was given, or the pool's: what counts is which classes there are.
         del keys["labelling.classes"]
-        return {"pool": self.pool.info.content_hash, "classes": list(self.classes), **keys}
+        train = self.costs[self.pool.positions_in("train")].tolist()
+        costs = {} if self.config.cost.file is None else {"costs": f"{hashing.digest(*train):016x}"}
+        return {"pool": self.pool.info.content_hash, "classes": list(self.classes), **costs, **keys}
 
     def _check(self) -> None:
         """Checks that the store was begun with the same experiment, if it was."""
@@ -270,7 +287,7 @@ class Experiment:
             )
         BEGUN.refuse_changes(self.store, begun["defines"], keys)
         spent, unit = self.cost(asked_in(self.store)), self.config.cost.unit
-        if self.config.label_budget < spent:
+        if self.config.label_budget * (1 + 1e-6) < spent:
             raise ConfigError(
                 f"label_budget: {self.config.label_budget} is not accepted; {spent:g} {unit} were asked for already, "
                 f"so it must be at least {math.ceil(spent)}"

@@ -34,12 +34,14 @@ from raybal.experiment import BEGUN, Experiment
 from raybal.labelling.journal import Answer, Journal, Labels
 from raybal.lease import Lease
 from raybal.predictor import load_predictor, save_predictor
-from raybal.querying.actors import Scorers, Selection
+from raybal.querying.balance import balance_of
 from raybal.querying.base import Query, Request
 from raybal.querying.scoring import read_holder
+from raybal.querying.selection import Selection
 from raybal.report.page import write_report
 from raybal.resources import capacity, check_place, cluster
 from raybal.rounds import ENDED, LABELLED, PHASES, Round, asked_in
+from raybal.scorers import Scorers
 from raybal.stopping import Progress, kappa, reason_to_stop
 from raybal.store import Store
 from raybal.training.evaluate import evaluate, mean_contributions
@@ -183,11 +185,18 @@ class Loop:
             if current.model_before is None:
                 selection = selection.without_predictions()
         # Where items cost differently, the last query may be more than the label budget lets it be.
-        query = selection.query.only(self.experiment.affordable(current, selection.query.ids))
+        wanted = selection.query
+        query = wanted.only(self.experiment.affordable(current, wanted.ids))
+        over = sorted(set(wanted.ids) - set(query.ids))
+        if over:
+            selection = dataclasses.replace(
+                selection, balance=balance_of({i: selection.items[i] for i in query.ids}, selection.pool)
+            )
         table = _query_table(query, selection.items, self.pool.info.names)
         self.store.write_table(f"{current.folder}/query.parquet", table)
         cost = self.experiment.cost(query.ids)
-        return {"items": len(table), "cost": cost, "pool": selection.pool, "balance": selection.balance}
+        facts = {"passed_over": min(map(self.experiment.cost, ([i] for i in over)))} if over else {}
+        return {"items": len(table), "cost": cost, **facts, "pool": selection.pool, "balance": selection.balance}
 
     def _ask(self, current: Round) -> dict[str, Any]:
         ids = current.query()["id"].to_pylist()
@@ -275,6 +284,8 @@ class Loop:
         if current.before.trained_before is None:
             return None
         one, other = (r.predictions(r.facts("score")["shards"]) for r in (current, current.before))
+        # A larger budget may have brought candidates that were too dear before.
+        one = one.filter(pc.is_in(one["id"], other["id"]))
         found = pc.index_in(one["id"], other["id"])
         return kappa(one["predicted"].to_numpy(), other["predicted"].take(found).to_numpy())
 

@@ -88,7 +88,7 @@ def _percent(share: float) -> str:
 def _since_best(known: Sequence[tuple[int, float]], gain: float) -> int:
     best, since = -np.inf, 0
     for _, accuracy in known:
-        best, since = (accuracy, 0) if accuracy >= best + gain else (best, since + 1)
+        best, since = (accuracy, 0) if accuracy > best and accuracy >= best + gain else (best, since + 1)
     return since
 
 
@@ -116,8 +116,10 @@ def expected_gain(labels: Sequence[int], accuracy: Sequence[float], size: int) -
 
 
 def kappa(one: NDArray[np.integer], other: NDArray[np.integer]) -> float:
-    """Returns Cohen's kappa of two classifications of the same items, as Bloodgood and Vijay-Shanker (CoNLL 2009) use
-    it; 1 if both put everything into one class.
+    """Returns Cohen's kappa of two classifications of the same items; 1 if both put everything into one class.
+
+    Bloodgood and Vijay-Shanker (CoNLL 2009) stop by it; they average over several pairs of models on a fixed set, where
+    the loop takes the last pair on the candidates that are left.
 
     Args:
         one, other: class indices [n].

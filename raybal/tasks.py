@@ -30,7 +30,7 @@ def as_they_end(tasks: Mapping[Any, T]) -> Iterator[tuple[T, Any]]:
         tasks: by reference.
 
     Raises:
-        RaybalError: a task failed; the message names it.
+        RaybalError: a task failed, or its process was lost more often than it may be; the message names it.
     """
     waiting = dict(tasks)
     try:
@@ -39,8 +39,11 @@ def as_they_end(tasks: Mapping[Any, T]) -> Iterator[tuple[T, Any]]:
             task = waiting.pop(ready)
             try:
                 result = ray.get(ready)
-            except RaybalError as error:
+            except (RaybalError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
                 raise RaybalError(f"{task.title}: {getattr(error, 'cause', None) or error}") from error
+            except ray.exceptions.RayTaskError as error:
+                error.add_note(f"while it did {task.title}")
+                raise
             yield task, result
     finally:
         for one in waiting:

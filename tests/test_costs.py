@@ -79,10 +79,54 @@ def test_a_budget_in_another_unit(pool, tmp_path, suffix):
         assert before + costs[wanted[::-1][k]] > left
 
     asked(store, 1, [ids[k] for k in kept])
-    assert experiment.why_exhausted(Round(store, 2)) == "the label budget is spent"
+    assert experiment.why_exhausted(Round(store, 2)).startswith("the label budget is spent; no item costs as little as")
     # What was asked for stays within a budget that is continued.
     with pytest.raises(ConfigError, match=r"label_budget: 5 is not accepted; [\d.]+ euros were asked for already"):
         make(pool, store, label_budget=5, **settings)
+
+
+def test_sums_of_fractions_are_within_the_budget_that_let_them_in(pool, tmp_path):
+    """Of costs in tenths, sums differ in their last bit by the order of adding."""
+    generator = np.random.default_rng(0)
+    for case in range(20):
+        store = Store(tmp_path / f"store-{case}")
+        costs = generator.integers(1, 40, 40) / 10
+        file = costs_file(pool, tmp_path / f"{case}.csv", costs)
+        order = generator.permutation(pool.positions_in("train"))
+        budget = round(sum(costs[order[:10]]))
+        settings = {"label_budget": budget, "cost": {"unit": "euros", "file": file}}
+        experiment = make(pool, store, **settings)
+        experiment.begin()
+        ids = pool.ids_at(order)
+        kept = experiment.affordable(Round(store, 0), ids)
+        assert round(sum(10 * costs[order[k]] for k in kept)) <= 10 * budget
+        asked(store, 0, [ids[k] for k in kept])
+        make(pool, store, **settings)
+
+
+def test_a_query_that_was_cut_ends_the_loop_until_the_budget_grows(pool, tmp_path):
+    store, costs = Store(tmp_path / "store"), np.full(40, 2.0)
+    costs[pool.positions_in("train")[0]] = 7.0
+    settings = {"cost": {"unit": "euros", "file": costs_file(pool, tmp_path / "c.csv", costs)}}
+    experiment = make(pool, store, label_budget=10, **settings)
+    experiment.begin()
+    current = Round(store, 0)
+    store.write_table(f"{current.folder}/query.parquet", pa.table({"id": pool.ids_at(pool.positions_in("train")[1:3])}))
+    current.finish("select", {"passed_over": 7.0})
+    assert (
+        experiment.why_exhausted(Round(store, 1)) == "the label budget is spent but for less than what was wanted next"
+    )
+    assert make(pool, store, label_budget=20, **settings).why_exhausted(Round(store, 1)) is None
+
+
+def test_other_costs_are_another_experiment(pool, tmp_path):
+    store = Store(tmp_path / "store")
+    cost = {"unit": "euros", "file": costs_file(pool, tmp_path / "c.csv", np.full(40, 2.0))}
+    make(pool, store, cost=cost).begin()
+    make(pool, store, cost={**cost, "file": costs_file(pool, tmp_path / "moved.csv", np.full(40, 2.0))})
+    costs_file(pool, tmp_path / "c.csv", np.full(40, 3.0))
+    with pytest.raises(StoreError, match=r"costs = "):
+        make(pool, store, cost=cost)
 
 
 def test_what_is_affordable_is_taken_in_order():

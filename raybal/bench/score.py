@@ -18,10 +18,10 @@ from raybal.bench.toy import make_pool
 from raybal.data.pool import Pool
 from raybal.models.classifier import ModelSettings
 from raybal.predictor import PredictorSpec, load_predictor, save_predictor
-from raybal.querying.actors import Scorers
 from raybal.querying.base import STRATEGIES, Scored
 from raybal.querying.bmmal import BMMALSettings
 from raybal.resources import ResourceSettings
+from raybal.scorers import Scorers
 from raybal.store import Store
 
 MODEL = "model.safetensors"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections import Counter
 from typing import Any
 
@@ -134,6 +135,6 @@ class _Limits:
         return True
 
     def _full(self, counts: Counter[int], share: float) -> list[int]:
-        most = share * self.size
-        # A limit below one item lets none through.
-        return [k for k in range(max([*counts, len(self.pool) - 1]) + 1) if counts[k] + 1 > most]
+        # 0.29 of 100 is 29; a share of a small query is one item at least.
+        most = max(1, math.floor(share * self.size + 1e-9))
+        return [k for k, count in counts.items() if count >= most]

@@ -30,8 +30,8 @@ class BALD(QueryStrategy):
     """Chooses the items with the largest mutual information of class and model.
 
     Dropout acts on what the fusion head reads, whether or not the model was trained with it, and only while items are
-    scored. A pass drops the same numbers of every item's embedding: each pass is one model, and what an item scores
-    does not depend on the items beside it.
+    scored. A pass drops the same numbers of every item's embedding, in every round: each pass is one model, and what an
+    item scores does not depend on the items beside it.
     """
 
     name = "bald"

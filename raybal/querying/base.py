@@ -7,6 +7,7 @@ A strategy is one class in one file. `columns` runs where items are scored and r
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,6 +103,9 @@ class Request:
         labelled: the items that have a label already, with the same columns as candidates; which label is not said.
             None where there is none.
         chosen: what the same query has chosen before; None at first.
+
+    Raises:
+        RaybalError: a number that is kept of a labelled or chosen item is not finite; the message names the item.
     """
 
     size: int
@@ -109,6 +113,12 @@ class Request:
     classes: int = 2
     labelled: Holder | None = None
     chosen: Holder | None = None
+
+    def __post_init__(self) -> None:
+        for holder in (self.labelled, self.chosen):
+            if holder is not None:
+                for name in holder.columns:
+                    finite(holder, name)
 
     def known(self, *, labelled: bool = True) -> Holder | None:
         """Returns the items that count as chosen: those chosen before and, if wanted, those with labels."""
@@ -124,8 +134,8 @@ class Query:
         score: the strategy's number for each.
         reason: why each was chosen, in words.
         parts: what the score of each is made of, by name; the same names for all.
-        cells: how many candidates are nearer to each than to the others, itself among them, in the metric of the
-            choice; None where the strategy does not find out by itself.
+        cells: how many candidates are nearer to each than to the others of the query, itself among them, in the metric
+            of the choice; None where the strategy does not find out by itself.
     """
 
     ids: list[str]
@@ -160,6 +170,11 @@ class Holder:
         self.keys = keys
         self.columns = columns
         self.state: dict[str, Any] = {}
+
+    def __getitem__(self, rows: NDArray[np.integer]) -> Holder:
+        """Returns some rows, without what is kept between calls."""
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return Holder([self.ids[r] for r in rows], self.keys[rows], columns)
 
 
 class Candidates(Protocol):
@@ -235,11 +250,13 @@ def top_k(candidates: Candidates, column: str, size: int) -> tuple[list[str], li
 
 def _top_k(holder: Holder, column: str, size: int) -> list[tuple[float, str]]:
     values = finite(holder, column)
-    rows = np.arange(len(values))
-    if len(values) > size:
-        # All that tie with the last one stay in, for ids to decide.
-        rows = np.flatnonzero(values >= np.partition(values, len(values) - size)[len(values) - size])
-    return [(float(values[r]), holder.ids[r]) for r in rows]
+    if len(values) <= size:
+        return list(zip(values.tolist(), holder.ids, strict=True))
+    last = np.partition(values, len(values) - size)[len(values) - size] if size else np.inf
+    above = np.flatnonzero(values > last)
+    # Of those that tie with the last one, ids decide.
+    ties = heapq.nsmallest(size - len(above), (holder.ids[r] for r in np.flatnonzero(values == last)))
+    return [(float(values[r]), holder.ids[r]) for r in above] + [(float(last), i) for i in ties]
 
 
 def finite(holder: Holder, column: str) -> NDArray[Any]:
@@ -260,13 +277,9 @@ def gather(candidates: Candidates, ids: Sequence[str], columns: Sequence[str]) -
     """Returns a holder of some candidates, in the order of these ids, with these columns."""
     parts = [part for part in candidates.map(_gather, list(ids), list(columns)) if part.ids]
     rows = {i: row for row, i in enumerate(i for part in parts for i in part.ids)}
-    order = np.array([rows[i] for i in ids], np.int64)
-    if not parts:
-        return Holder([], np.zeros(0, np.uint64), {})
-    return Holder(
-        list(ids),
-        np.concatenate([part.keys for part in parts])[order],
-        {name: np.concatenate([part.columns[name] for part in parts])[order] for name in columns},
+    whole = joined(*parts)
+    return (
+        Holder([], np.zeros(0, np.uint64), {}) if whole is None else whole[np.array([rows[i] for i in ids], np.int64)]
     )
 
 
@@ -292,8 +305,7 @@ def _column_names(holder: Holder) -> list[str]:
 def _gather(holder: Holder, ids: list[str], columns: list[str]) -> Holder:
     wanted = set(ids)
     rows = np.array([row for row, i in enumerate(holder.ids) if i in wanted], np.int64)
-    found = {name: holder.columns[name][rows] for name in columns}
-    return Holder([holder.ids[row] for row in rows], holder.keys[rows], found)
+    return Holder(holder.ids, holder.keys, {name: holder.columns[name] for name in columns})[rows]
 
 
 def by_hash(candidates: Candidates, size: int, seed: int) -> list[str]:

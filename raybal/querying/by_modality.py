@@ -79,6 +79,8 @@ class ByModality(QueryStrategy):
             encoded = Encoded(own, own, scored.encoded.present[:, i : i + 1])
             probabilities = alone.logits(own, encoded.present).float().softmax(1)
             seen = Scored(encoded, probabilities, probabilities.argmax(1), torch.ones_like(probabilities[:, :1]))
+            # An inner strategy may have no columns; that the modality is there is said by this one.
+            found[f"{m}.there"] = encoded.present[:, 0].to(torch.uint8)
             found |= {f"{m}.{name}": column for name, column in self.inner.columns(alone, seen).items()}
         return found
 

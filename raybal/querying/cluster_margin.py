@@ -54,7 +54,7 @@ class ClusterMargin(EmbeddingStrategy):
             raise RaybalError(f"cluster_margin can choose {LARGEST} items at a time at most, not {request.size}")
         wanted = min(max(round(self.settings.factor * request.size), request.size), LARGEST)
         ids, closeness = top_k(candidates, "closeness", wanted)
-        clusters = self._clusters(candidates, ids, round(self.settings.spread * request.size))
+        clusters = self._clusters(candidates, ids, max(1, round(self.settings.spread * request.size)))
         sizes = np.bincount(clusters)
         chosen = _round_robin(ids, clusters, request.size, request.seed)
         return Query(

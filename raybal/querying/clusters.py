@@ -33,14 +33,10 @@ class Clusters:
     centres: Tensor
     sizes: NDArray[np.int64]
 
-    @property
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """The centres as factors (q, h)."""
-        return torch.ones(len(self.centres), 1), self.centres
-
 
 def k_means(shards: Shards, k: int, seed: int, *, iterations: int = 20) -> Clusters:
-    """Clusters plain embeddings by Euclidean distance: k-means++ and Lloyd's iterations.
+    """Clusters plain embeddings by Euclidean distance: k-means++, whose first centre is the item of largest norm, and
+    Lloyd's iterations.
 
     Afterwards every shard's `nearest` is the cluster of each of its items. A cluster that becomes empty stays where
     it was.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raybal import hashing
 from raybal.errors import RaybalError
-from raybal.querying.base import EMBEDDING, Candidates, Holder, Query, Request, by_hash, finite
+from raybal.querying.base import EMBEDDING, Candidates, Holder, Query, Request, by_hash, finite, joined
 from raybal.querying.embedding import EmbeddingSettings, EmbeddingStrategy
 from raybal.querying.factors import FactorShard
 from raybal.querying.kcentre import k_centre
@@ -31,7 +31,7 @@ CANDIDATES = 1.2
 class CoreGCNSettings(EmbeddingSettings):
     """Settings of CoreGCN."""
 
-    chunk: int = setting(20_000, ge=2, help="candidates of one graph; more make several, by hash")
+    chunk: int = setting(20_000, ge=2, help="candidates of one graph, about; more make several, by hash")
     steps: int = setting(200, ge=1, help="training steps of a graph network")
 
 
@@ -49,22 +49,26 @@ class CoreGCN(EmbeddingStrategy):
     settings: CoreGCNSettings
 
     def select(self, candidates: Candidates, request: Request) -> Query:
-        total = sum(candidates.map(_count))
-        ids = by_hash(candidates, total, request.seed)
         known = request.known()
         if known is None:
-            chosen = ids[: request.size]
+            chosen = by_hash(candidates, request.size, request.seed)
             return Query(chosen, [0.0] * len(chosen), ["nothing is labelled: at random"] * len(chosen))
         query = Query([], [], [])
-        chunk, size = self.settings.chunk, min(request.size, total)
-        for start in range(0, total, chunk):
-            part = ids[start : start + chunk]
+        total = sum(candidates.map(_count))
+        parts, size, seen = -(-total // self.settings.chunk), min(request.size, total), 0
+        for number in range(parts):
+            part = joined(*candidates.map(_part, request.seed, parts, number))
+            if part is None:
+                continue
+            part = part[np.argsort(part.keys, kind="stable")]
             # Shares that add up to the whole.
-            wanted = size * min(start + chunk, total) // total - size * start // total
-            self._choose(query, *self.embeddings(candidates, part), known, wanted, request.seed)
+            wanted = size * (seen + len(part.ids)) // total - size * seen // total
+            seen += len(part.ids)
+            self._choose(query, part, known, wanted, request.seed)
         return query
 
-    def _choose(self, query: Query, part: Holder, z: Tensor, labelled: Holder, wanted: int, seed: int) -> None:
+    def _choose(self, query: Query, part: Holder, labelled: Holder, wanted: int, seed: int) -> None:
+        z = torch.from_numpy(finite(part, EMBEDDING)).float()
         x = F.normalize(torch.cat([torch.from_numpy(finite(labelled, EMBEDDING)).float(), z]), dim=1)
         count = len(labelled.ids)
         known = torch.arange(len(x)) < count
@@ -83,6 +87,12 @@ class CoreGCN(EmbeddingStrategy):
 
 def _count(holder: Holder) -> int:
     return len(holder.ids)
+
+
+def _part(holder: Holder, seed: int, parts: int, number: int) -> Holder:
+    """Returns the embeddings of the items that hashing puts into one of so many parts."""
+    rows = np.flatnonzero(hashing.mix(holder.keys, seed, -2) % np.uint64(parts) == number)
+    return Holder(holder.ids, holder.keys, {EMBEDDING: holder.columns[EMBEDDING]})[rows]
 
 
 class Graph:

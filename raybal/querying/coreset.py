@@ -40,5 +40,5 @@ class Coreset(EmbeddingStrategy):
             ids=shards.ids(picks),
             score=[p.d2**0.5 for p in picks],
             reason=reasons,
-            cells=count_cells(shards, len(picks), 0 if labelled is None else len(labelled[0])),
+            cells=count_cells(shards, len(picks)) if labelled is None else None,
         )

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from raybal.querying.base import Candidates, Holder, Query, QueryStrategy, column_names, gather
@@ -75,18 +74,15 @@ def _nearest(q: Tensor, h: Tensor, labelled: Holder, factors: Factors) -> tuple[
     """Returns (ids, distances) of the labelled items nearest to items with factors q and h, the smaller id among
     equals."""
     by_id = np.argsort(np.array(labelled.ids, dtype=object))
-    known = factors(Holder([labelled.ids[i] for i in by_id], labelled.keys, _taken(labelled.columns, by_id)))
+    labelled = labelled[by_id]
+    known = factors(labelled)
     ids, distances = [], []
     for part in zip(q.split(BLOCK), h.split(BLOCK), strict=True):
         blocks = zip(*(x.split(BLOCK) for x in known), strict=True)
         least = torch.cat([exact_distances(*part, *block) for block in blocks], 1).min(1)
-        ids += [labelled.ids[by_id[i]] for i in least.indices.tolist()]
+        ids += [labelled.ids[i] for i in least.indices.tolist()]
         distances += least.values.sqrt().tolist()
     return ids, distances
-
-
-def _taken(columns: dict[str, NDArray], rows: NDArray[np.int64]) -> dict[str, NDArray]:
-    return {name: values[rows] for name, values in columns.items()}
 
 
 def summarise_pool(candidates: Candidates) -> dict[str, Any]:

@@ -173,9 +173,13 @@ class FactorShard:
         _, first = np.unique(number[rows].cpu().numpy(), return_index=True)
         return self.rows(rows[torch.from_numpy(first).to(rows.device)])
 
-    def free_members(self, number: int) -> Rows:
-        """Returns the free items whose nearest centre is this one."""
-        return self.rows(torch.nonzero((self.nearest == number) & self.free).flatten())
+    def free_members(self, number: int, limit: int) -> Rows:
+        """Returns the free items whose nearest centre is this one; of more than `limit` those of smallest keys."""
+        rows = torch.nonzero((self.nearest == number) & self.free).flatten()
+        if len(rows) > limit:
+            first = np.argpartition(self.keys[rows.cpu().numpy()], limit)[:limit]
+            rows = rows[torch.from_numpy(first).to(rows.device)]
+        return self.rows(rows)
 
     def largest(self) -> Rows:
         """Returns the item of largest norm, the smallest key among equals; none if there is no item."""

@@ -49,7 +49,7 @@ class GradientSeeding(QueryStrategy):
             score=[p.d2 for p in picks],
             reason=[_reason(p, first=labelled is None and p is picks[0]) for p in picks],
             parts=[{"gradient_norm": p.norm**0.5, "distance": p.d2**0.5} for p in picks],
-            cells=count_cells(shards, len(picks), 0 if labelled is None else len(labelled[0])) if exact else None,
+            cells=count_cells(shards, len(picks)) if exact and labelled is None else None,
         )
 
     def _seed(self, shards: HeldShards, request: Request, labelled: tuple[Tensor, Tensor] | None) -> list[Pick]:

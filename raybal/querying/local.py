@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from raybal.querying.actors import PoolActor, Selection, select_and_explain
 from raybal.querying.base import LocalCandidates, QueryStrategy, Request
-from raybal.querying.scoring import read_holder
+from raybal.querying.scoring import ShardScorer, read_holder
+from raybal.querying.selection import Selection, select_and_explain
 from raybal.store import Store
 
 
@@ -22,7 +22,7 @@ class LocalScorers:
 
     def __init__(self, pool: str, store: str) -> None:
         self.store = Store(store)
-        self._worker = PoolActor(pool, store)
+        self._worker = ShardScorer(pool, store)
 
     def score(self, folder: str, shards: dict[str, NDArray[np.int64]], model: str, strategy: QueryStrategy) -> None:
         """Scores what has no finished file in `folder` yet, as `Scorers.score`."""

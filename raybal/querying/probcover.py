@@ -94,7 +94,8 @@ class _Graph:
         self.uncovered = np.ones(len(z), bool)
 
     def _near(self, rows: Tensor) -> NDArray[np.uint8]:
-        return np.packbits((torch.cdist(rows, self.z) < self.radius).numpy(), axis=1)
+        # In float32 an item would be a thousandth of its norm away from itself.
+        return np.packbits((torch.cdist(rows.double(), self.z.double()) < self.radius).numpy(), axis=1)
 
     def cover_by(self, centres: Tensor) -> None:
         """Covers what lies within the radius of these embeddings."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +19,48 @@ from raybal.columns import read_tensor, tensor_column, tensor_field
 from raybal.data.batches import fixed_batches
 from raybal.data.pool import Pool
 from raybal.data.room import room
+from raybal.errors import RaybalError
+from raybal.predictor import load_predictor
 from raybal.querying.base import EMBEDDING, Holder, QueryStrategy, Scored
 from raybal.store import Store
+
+
+class ShardScorer:
+    """Scores shards of a pool into files of a store.
+
+    Nothing is opened when it is made: in another process an error there would reach nobody.
+
+    Args:
+        pool, store: roots.
+    """
+
+    def __init__(self, pool: str, store: str) -> None:
+        self.roots = (pool, store)
+        self.model: tuple[str, Any] = ("", None)
+
+    @functools.cached_property
+    def pool(self) -> Pool:
+        """The pool that is scored."""
+        return Pool(self.roots[0])
+
+    @functools.cached_property
+    def store(self) -> Store:
+        """The experiment's store."""
+        return Store(self.roots[1])
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def score(self, file: str, positions: NDArray[np.int64], model: str, strategy: QueryStrategy) -> int:
+        """Writes the scores of items of one shard, with what the strategy keeps of each; returns how many they are."""
+        if self.model[0] != model:
+            self.model = (model, load_predictor(self.store, model, self.device)[0])
+        size = strategy.settings.batch_size
+        table = score_shard(self.pool, positions, self.model[1], strategy, device=self.device, batch_size=size)
+        self.store.write_table(file, table, compression="none")
+        return len(table)
 
 
 @torch.no_grad()
@@ -68,7 +110,9 @@ def item_columns(strategy: QueryStrategy, predictor: Predictor, scored: Scored) 
     if strategy.settings.explain and not columns.keys() & {EMBEDDING, "h"}:
         columns[EMBEDDING] = torch.cat(list(scored.encoded.embeddings.values()), dim=1)
     if strategy.settings.half:
-        columns = {k: v.half() if v.ndim > 1 and v.is_floating_point() else v for k, v in columns.items()}
+        whole, columns = columns, {k: _half(v) for k, v in columns.items()}
+        if any(bool((v.isfinite() & ~columns[k].isfinite()).any()) for k, v in whole.items()):
+            raise RaybalError("query.half: an embedding has a number above 65504, which half precision does not hold")
     return {
         "predicted": scored.predicted.int(),
         "confidence": scored.probabilities.amax(1),
@@ -76,6 +120,10 @@ def item_columns(strategy: QueryStrategy, predictor: Predictor, scored: Scored) 
         "present": scored.encoded.present.to(torch.uint8),
         **columns,
     }
+
+
+def _half(values: Tensor) -> Tensor:
+    return values.half() if values.ndim > 1 and values.is_floating_point() else values
 
 
 def _filled(array: NDArray, size: int) -> NDArray:

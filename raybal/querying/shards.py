@@ -157,12 +157,10 @@ def add_centres(shards: Shards, centres: tuple[Tensor, Tensor] | None) -> None:
                 shards.map("update", q, h)
 
 
-def count_cells(shards: Shards, size: int, before: int = 0) -> list[int]:
-    """Returns how many items have each of `size` centres as their nearest, itself among them, where all centres are
-    these and `before` earlier ones."""
-    cells = sum(shards.map("cells", before + size))
+def count_cells(shards: Shards, size: int) -> list[int]:
+    """Returns how many items have each of the `size` centres as their nearest, itself among them."""
     # Of what equals another, only itself.
-    return np.maximum(cells[before:], 1).tolist() if size else []
+    return np.maximum(sum(shards.map("cells", size)), 1).tolist() if size else []
 
 
 def rest(shards: Shards, wanted: int, seed: int) -> list[Pick]:

@@ -36,7 +36,7 @@ class TypiClustSettings(EmbeddingSettings):
 class TypiClust(EmbeddingStrategy):
     """Clusters labelled items and candidates into as many clusters as both have items after the query (at most
     `clusters`); takes clusters by the fewest labels, then by size, and of each the item with the smallest mean
-    distance to its 20 nearest neighbours there."""
+    distance to its nearest neighbours there: 20, or half of the cluster's candidates if they are fewer than 40."""
 
     name = "typiclust"
     Settings = TypiClustSettings
@@ -79,7 +79,7 @@ class TypiClust(EmbeddingStrategy):
 def _most_typical(shards: Shards, number: int, limit: int) -> tuple[Pick, float] | None:
     """Takes the free item of a cluster with the smallest mean distance to its neighbours there; None if none is
     free. Returns the distance too."""
-    answers: list[Rows] = shards.map("free_members", number)
+    answers: list[Rows] = shards.map("free_members", number, limit)
     rows, shard = merge(answers, lambda r: np.argsort(r.key), limit)
     if not len(rows.row):
         return None

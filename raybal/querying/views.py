@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raybal.data.room import take
 from raybal.querying.base import Candidates, Holder
 
 Columns = dict[str, NDArray[Any]]
@@ -36,12 +37,15 @@ class Shown:
         if self.present is not None:
             rows &= holder.columns["present"][:, self.present].astype(bool)
         if self.without:
-            rows &= ~np.isin(np.array(holder.ids, dtype=object), list(self.without))
-        found = dict(holder.columns)
+            without = set(self.without)
+            rows &= np.fromiter((i not in without for i in holder.ids), bool, len(holder.ids))
+        found = holder.columns
         if self.prefix:
-            own = {name: v for name, v in holder.columns.items() if name.startswith(self.prefix)}
+            own = {name: v for name, v in found.items() if name.startswith(self.prefix)}
+            found = {name: v for name, v in found.items() if "." not in name}
             found |= {name.removeprefix(self.prefix): v for name, v in own.items()}
-        columns = {name: values if rows.all() else values[rows] for name, values in found.items()}
+        chosen = np.flatnonzero(rows)
+        columns = {name: values if rows.all() else take(values, chosen) for name, values in found.items()}
         ids = [i for i, kept in zip(holder.ids, rows, strict=True) if kept]
         return Holder(ids, holder.keys[rows], columns)
 

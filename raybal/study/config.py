@@ -21,6 +21,13 @@ from raybal.training.settings import TrainSettings
 BASELINE = "random"
 DEFAULT_STRATEGIES = (BASELINE, "entropy", "margin", "bald", "coreset", "typiclust", "badge", "bmmal")
 DEFAULT_METHODS = ("multi_loss", "mlb")
+#: What strategies cannot have for themselves, and what to do.
+SHARED = {
+    "size": "give --size",
+    "initial_size": "give --initial-size",
+    "initial": "the first query is random",
+    "initial_features": "the first query is random",
+}
 STRATEGY_ROWS = Rows("study", "strategies", "query", "strategy", STRATEGIES)
 METHOD_ROWS = Rows("study", "methods", "balancing", "method", METHODS)
 
@@ -31,7 +38,7 @@ class StudyConfig(Settings):
     seed. A seed's first query is the same for all. Loops run side by side, each in one process; the same command
     continues a study, and it may be given more strategies, methods and seeds later.
 
-      python jobs/study.py                                                  on the built-in pool
+      python jobs/study.py --seeds 3 --methods mlb                          on the built-in pool
       python jobs/study.py --strategies random,bmmal,both --query.both.strategy bmmal --query.both.modulate both
     """
 
@@ -57,6 +64,12 @@ class StudyConfig(Settings):
 
     @classmethod
     def complete(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name, own in (content.get("query") or {}).items():
+            for key in SHARED:
+                if isinstance(own, Mapping) and key in own:
+                    raise ConfigError(
+                        f"query.{name}.{key}: all strategies of a study have the same {key}; {SHARED[key]}"
+                    )
         content = STRATEGY_ROWS.complete(content, DEFAULT_STRATEGIES)
         return METHOD_ROWS.complete(content, DEFAULT_METHODS)
 

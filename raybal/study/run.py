@@ -9,6 +9,7 @@ report.html                               tables and figures
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Cell:
 class LocalLoop(Loop):
     """A loop that trains and scores in this process."""
 
-    @property
+    @functools.cached_property
     def scorers(self) -> Any:
         """Scores and selects here."""
         return LocalScorers(self.pool.store.root, self.store.root)
@@ -101,7 +102,10 @@ def run_study(config: StudyConfig) -> StudySummary:
             experiment = _experiment(store, cell, config)
         if experiment.test is None:
             raise ConfigError(f"pool: {config.pool} has no labelled test items, which a study is about")
-        BEGUN.write(store, {"pool": config.pool}, dataclasses.asdict(config))
+        defines = {"pool": experiment.pool.info.content_hash, "label_budget": config.label_budget}
+        if (begun := BEGUN.read(store)) is not None:
+            BEGUN.refuse_changes(store, begun["defines"], defines)
+        BEGUN.write(store, defines, dataclasses.asdict(config))
         _run(store, config, cells, lease)
         summary = summarise({(c.method, c.strategy, c.seed): store.read_yaml(c.curve) for c in cells}, config)
     report = write_page(store, summary, config)
@@ -119,6 +123,9 @@ def _experiment(store: Store, cell: Cell, config: StudyConfig) -> Experiment:
 
 def _run(store: Store, config: StudyConfig, cells: list[Cell], lease: Lease) -> None:
     left = [cell for cell in cells if not store.exists(cell.curve)]
+    for cell in set(cells) - set(left):
+        # A driver that died between a loop's last two steps.
+        store.clear(f"{cell.folder}/rounds")
     started, done = time.monotonic(), len(cells) - len(left)
     if done:
         log.info("%d of %d loops are done", done, len(cells))
@@ -163,7 +170,7 @@ def work(store: Store, cell: Cell, config: StudyConfig) -> list[dict[str, Any]]:
                 {
                     "labels": facts["labels"],
                     "accuracy": test["fused"]["accuracy"],
-                    "heads": {m: v["accuracy"] for m, v in test.items() if m != "fused" and isinstance(v, dict)},
+                    "heads": {m: v["accuracy"] if (v := test[m]) else None for m in experiment.pool.info.names},
                     "balance": balance,
                     "seconds": {p: r.facts(p)["seconds"] for p in ("score", "select", "train")},
                 }

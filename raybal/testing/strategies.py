@@ -35,6 +35,7 @@ from raybal.querying.base import (
     Scored,
 )
 from raybal.querying.explain import explain_items
+from raybal.querying.factors import exact_distances
 from raybal.querying.scoring import item_columns, read_holder, score_shard
 from raybal.testing.runs import CLASSES, MODALITIES, SEED, THIRD, items_of
 
@@ -201,6 +202,20 @@ def _no_labels(case: StrategyCase) -> None:
     assert len(set(query.ids)) == 5, "not 5 items of a pool whose labels are gone"
 
 
+def _labelled_not_finite(case: StrategyCase) -> None:
+    items, columns = scored(case)
+    for name, values in columns.items():
+        if np.issubdtype(values.dtype, np.floating):
+            broken = {**columns, name: values.copy()}
+            broken[name][3] = np.nan
+            said = ""
+            try:
+                Request(20, 4, CLASSES, _held(items, broken, np.arange(LABELLED)))
+            except RaybalError as error:
+                said = str(error)
+            assert "item-003" in said, f"column {name} of a labelled item is not finite, and what is said is {said!r}"
+
+
 def _not_finite(case: StrategyCase) -> None:
     items, columns = scored(case)
     strategy = case.build()
@@ -251,9 +266,17 @@ def _explanations(case: StrategyCase) -> None:
         query = strategy.select(held, Request(20, 4, CLASSES, known))
         facts = explain_items(held, strategy, query, known)
         assert list(facts) == query.ids, "items without an explanation"
-        assert all(f["stands_for"] >= 1 for f in facts.values()), "an item that does not stand for itself"
-        assert sum(f["stands_for"] for f in facts.values()) <= ITEMS - LABELLED + 20, "cells overlap"
-        assert {f["nearest_labelled"] for f in facts.values()} <= set(known.ids), "the nearest is not labelled"
+        whole = _held(items, columns, np.arange(LABELLED, ITEMS))
+        chosen = strategy.factors(whole[np.array([whole.ids.index(i) for i in query.ids])])
+        nearest = exact_distances(*strategy.factors(whole), *chosen).argmin(1)
+        # Of what equals another, only itself.
+        cells = torch.bincount(nearest, minlength=20).clamp(min=1).tolist()
+        assert [f["stands_for"] for f in facts.values()] == cells, "other numbers of items than by brute force"
+        near = exact_distances(*chosen, *strategy.factors(known)).min(1)
+        found = [f["labelled_distance"] ** 2 for f in facts.values()]
+        assert np.allclose(found, near.values, rtol=1e-6, atol=1e-9), "another distance to the nearest labelled item"
+        names = [known.ids[i] for i in near.indices.tolist()]
+        assert [f["nearest_labelled"] for f in facts.values()] == names, "another labelled item than the nearest"
 
 
 #: All checks of a strategy, by name.
@@ -266,6 +289,7 @@ STRATEGY_CHECKS: dict[str, Callable[[StrategyCase], None]] = {
     "half precision": _half_precision,
     "no labels": _no_labels,
     "not finite": _not_finite,
+    "labelled, not finite": _labelled_not_finite,
     "within a quota": _within_a_quota,
     "explanations": _explanations,
 }

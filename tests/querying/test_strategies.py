@@ -1,5 +1,8 @@
 """What every strategy must do, on scored candidates."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -101,6 +104,18 @@ def test_every_strategy_takes_three_modalities(name, check):
 @pytest.mark.parametrize("check", MOST)
 def test_other_settings_keep_the_contract(name, options, check):
     check_strategy_once(StrategyCase(name, options), check)
+
+
+def test_strategies_need_no_ray():
+    """The pure core runs where Ray is not installed."""
+    program = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from raybal.querying.base import STRATEGIES; from raybal.querying.local import LocalScorers\n"
+        "from raybal.balancing.base import METHODS; import raybal.testing\n"
+        "print(len(STRATEGIES.names()), len(METHODS.names()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["16", "17"]
 
 
 @pytest.mark.parametrize("name", ["badge", "bmmal"])

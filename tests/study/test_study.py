@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from raybal.config import parse
+from raybal.data.pool import Pool
 from raybal.errors import ConfigError, StoreError
 from raybal.settings import from_plain
 from raybal.store import Store
@@ -56,11 +57,12 @@ def test_a_study_compares_from_the_same_first_items_and_goes_on(feature_pool, tm
         work(store, cell, config)
     monkeypatch.setattr(study_run.LocalLoop, "_evaluate", original)
     asked = {}
-    monkeypatch.setattr(Store, "clear", lambda self, folder: None)
     undisturbed = work(Store(str(tmp_path / "other")), cell, config)
     resumed = work(store, cell, config)
     assert [r["accuracy"] for r in resumed] == [r["accuracy"] for r in undisturbed]
-    store.write_yaml("study.yaml", {"format": 1, "raybal": "0.1.0", "defines": {}, "settings": {}})
+    assert not (tmp_path / "study" / cell.folder / "rounds").exists()
+    defines = {"pool": Pool(str(feature_pool)).info.content_hash, "label_budget": 60}
+    store.write_yaml("study.yaml", {"format": 1, "raybal": "0.1.0", "defines": defines, "settings": {}})
 
     summary = run_study(config)
     assert {r.strategy for r in summary.rows["multi_loss"]} == {"random", "margin", "weak"}
@@ -75,10 +77,26 @@ def test_a_study_compares_from_the_same_first_items_and_goes_on(feature_pool, tm
     assert not re.search(r"(src|href)=.https?:", page)
     assert "area beside random" in page
 
-    # All is done: nothing is run again; another strategy is added.
-    monkeypatch.setattr(study_run, "run_cell", None)
-    with pytest.raises(AttributeError):
-        run_study(make_config(feature_pool, tmp_path / "study", seeds=3))
+    # All is done: nothing is run again. Another seed is a loop a strategy more, and another budget is another study.
+    ran = []
+
+    class Recorder:
+        def options(self, **options):
+            return self
+
+        def remote(self, root, cell, config):
+            ran.append(cell)
+            store.write_yaml(cell.curve, store.read_yaml(Cell(cell.method, cell.strategy, 0).curve))
+            return cell
+
+    monkeypatch.setattr(study_run, "run_cell", Recorder())
+    monkeypatch.setattr(study_run, "as_they_end", lambda tasks: [(c, store.read_yaml(c.curve)) for c in tasks.values()])
+    run_study(config)
+    assert ran == []
+    run_study(make_config(feature_pool, tmp_path / "study", seeds=3))
+    assert ran == [Cell("multi_loss", s, 2) for s in ("random", "margin", "weak")]
+    with pytest.raises(StoreError, match="label_budget = 60, and now it is 80"):
+        run_study(make_config(feature_pool, tmp_path / "study", label_budget=80))
 
 
 def curve(*accuracy, start=20):
@@ -141,6 +159,8 @@ def test_areas_are_means_over_labels_and_compared_by_seed():
         (["--strategies", "random,random"], "strategies: 'random' is there twice"),
         (["--methods", "../x"], r"balancing\.\.\./x\.method|a row's name has letters, digits, _ and -"),
         (["--train.num-workers", "2"], r"train\.num_workers: a study's loops run in one process"),
+        (["--strategies", "random", "--query.random.size", "7"], r"query\.random\.size: all strategies of a study"),
+        (["--query", "{badge: 3}"], r"query\.badge: 3 is not accepted|no such option"),
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused(arguments, message):

@@ -7,7 +7,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,79 +15,51 @@ import torch
 from numpy.typing import NDArray
 
 from raybal import memory
-from raybal.data.pool import Pool
 from raybal.errors import RaybalError
-from raybal.predictor import load_predictor
-from raybal.querying.balance import balance_of, select
-from raybal.querying.base import Candidates, Holder, Query, QueryStrategy, Request
-from raybal.querying.explain import describe_items, explain_items, summarise_pool
-from raybal.querying.scoring import read_holder, score_shard
+from raybal.querying.base import Holder, QueryStrategy, Request
+from raybal.querying.scoring import ShardScorer, read_holder
+from raybal.querying.selection import Selection, select_and_explain
 from raybal.resources import ResourceSettings, scoring_options
 from raybal.store import Store
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
+#: Seconds that a selection waits for actors that have not started yet: fewer of them hold more each.
+STARTING = 20.0
 
 
 class HolderLostError(RaybalError):
     """An actor was restarted and holds nothing any more."""
 
 
-class PoolActor:
+class PoolActor(ShardScorer):
     """Scores shards, and holds candidates; runs as a Ray actor. All it knows can be read again from the pool and the
-    store.
-
-    Nothing is opened when it is made: an error there would reach the driver as that of a dead actor.
-    """
+    store."""
 
     def __init__(self, pool: str, store: str) -> None:
-        self.roots = (pool, store)
-        self.model: tuple[str, Any] = ("", None)
+        super().__init__(pool, store)
         self.holder: Holder | None = None
         memory.keep_freed()
 
     @functools.cached_property
-    def pool(self) -> Pool:
-        """The pool that is scored."""
-        return Pool(self.roots[0])
-
-    @functools.cached_property
-    def store(self) -> Store:
-        """The experiment's store."""
-        return Store(self.roots[1])
-
-    @functools.cached_property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """The GPU that Ray gave to the actor, if it did."""
         return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
 
     def ready(self) -> None:
         """Returns when the actor has started and has found its pool and its store."""
         _ = self.pool, self.store
 
-    def score(self, file: str, positions: NDArray[np.int64], model: str, strategy: QueryStrategy) -> int:
-        """Writes the scores of items of one shard, with what the strategy keeps of each; returns how many they are."""
-        if self.model[0] != model:
-            self.model = (model, load_predictor(self.store, model, self.device)[0])
-        table = score_shard(
-            self.pool,
-            positions,
-            self.model[1],
-            strategy,
-            device=self.device,
-            batch_size=strategy.settings.batch_size,
-        )
-        self.store.write_table(file, table, compression="none")
-        return len(table)
-
     def hold(self, files: list[str]) -> int:
-        """Takes scored shards, at least one; returns the number of items held."""
+        """Takes scored shards, at least one, in place of what was held; returns the number of items held."""
+        self.holder = None
         self.holder = read_holder(self.store, files)
         return len(self.holder.ids)
 
     def rest(self) -> None:
-        """Gives back free memory: training may come before the next time."""
+        """Lets go what is held and gives back free memory: training may come before the next time."""
+        self.holder = None
         memory.give_back()
 
     def apply(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -110,40 +81,6 @@ class ActorCandidates:
     def map(self, function: Callable[..., Any], *args: Any, each: Sequence[tuple[Any, ...]] | None = None) -> list[Any]:
         own = each or [()] * len(self.actors)
         return ray.get([a.apply.remote(function, (*args, *more)) for a, more in zip(self.actors, own, strict=True)])
-
-
-@dataclass(frozen=True)
-class Selection:
-    """A query beside the pool it was chosen from.
-
-    Attributes:
-        query: the items chosen.
-        items: prediction, confidence, contributions of each of them, what it stands for and what labelled item is
-            nearest, by id; none where nothing was scored.
-        pool: number, mean contribution, dominance and predicted classes of all candidates; nothing where nothing was
-            scored or no candidate is left.
-        balance: how balanced the query is.
-    """
-
-    query: Query
-    items: dict[str, dict[str, Any]] = field(default_factory=dict)
-    pool: dict[str, Any] = field(default_factory=dict)
-    balance: dict[str, Any] = field(default_factory=dict)
-
-    def without_predictions(self) -> Selection:
-        """Returns what is left where the model was not trained: where items lie, but not what they are."""
-        kept = ("stands_for", "nearest_labelled", "labelled_distance")
-        return Selection(self.query, {i: {k: f[k] for k in kept if k in f} for i, f in self.items.items()})
-
-
-def select_and_explain(strategy: QueryStrategy, candidates: Candidates, request: Request) -> Selection:
-    """Selects a query and looks up what was chosen."""
-    query = select(strategy, candidates, request)
-    items, pool = describe_items(candidates, query.ids), summarise_pool(candidates)
-    balance = balance_of(items, pool)
-    for i, facts in explain_items(candidates, strategy, query, request.labelled).items():
-        items[i] |= facts
-    return Selection(query, items, pool, balance)
 
 
 class Scorers:
@@ -229,7 +166,11 @@ class Scorers:
         raise RaybalError(f"selection lost an actor {ATTEMPTS} times: {_last_line(lost)}") from lost
 
     def _hold(self, folder: str, shards: Sequence[str]) -> ActorCandidates:
-        """Lets as many actors as there are shards read them."""
+        """Lets as many actors as there are shards read them: those that have started, and those that do so soon."""
+        if self._starting:
+            ready, _ = ray.wait([*self._starting], num_returns=len(self._starting), timeout=STARTING)
+            for ref in ready:
+                self._join(ref)
         while shards and not self.actors:
             (ref,), _ = ray.wait([*self._starting], num_returns=1)
             self._join(ref)

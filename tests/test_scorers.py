@@ -7,14 +7,15 @@ import pytest
 import ray.exceptions
 from toy import make_spec
 
+from raybal import scorers as actors
 from raybal.bench.toy import make_pool
 from raybal.data.pool import Pool
 from raybal.errors import DataError, RaybalError
 from raybal.predictor import save_predictor
-from raybal.querying import actors
-from raybal.querying.actors import PoolActor, Scorers
+from raybal.querying import selection
 from raybal.querying.base import STRATEGIES, Request
 from raybal.resources import ResourceSettings
+from raybal.scorers import PoolActor, Scorers
 from raybal.store import Store
 
 LOST = ray.exceptions.ActorDiedError
@@ -40,9 +41,9 @@ class FakeRay:
     def get(self, refs):
         return [ref() for ref in refs] if isinstance(refs, list) else refs()
 
-    def wait(self, refs, num_returns):
+    def wait(self, refs, num_returns, timeout=None):
         assert refs, "waiting for nothing"
-        return refs[:1], refs[1:]
+        return refs[:num_returns], refs[num_returns:]
 
     def kill(self, actor):
         actor.dead = True
@@ -200,7 +201,7 @@ def test_an_actor_lost_after_the_choice_starts_the_selection_over(folder, start,
     shards = score(scorers, folder, f"late-{step}")
     join_all(scorers)
     expected = scorers.select(f"late-{step}", shards, Request(8, seed=1))
-    first, original = scorers.actors[0].actor, getattr(actors, step)
+    first, original = scorers.actors[0].actor, getattr(selection, step)
     lost = [True]
 
     def lose_once(*args):
@@ -209,7 +210,7 @@ def test_an_actor_lost_after_the_choice_starts_the_selection_over(folder, start,
             first.holder = None
         return original(*args)
 
-    monkeypatch.setattr(actors, step, lose_once)
+    monkeypatch.setattr(selection, step, lose_once)
     assert scorers.select(f"late-{step}", shards, Request(8, seed=1)) == expected
     assert not lost
 
