@@ -233,7 +233,9 @@ def _training(experiment: ExperimentRecord, pool: Pool) -> dict[str, Any]:
         notes.append("There was no validation set, so the last epoch's model was used.")
     loss = lines.training_lines(experiment, names, "loss")
     charts = [figures.line_chart("Training loss", loss, names, x="epoch", small=True)]
-    recorded, said = recorded_charts(lambda of: lines.training_lines(experiment, names, of), names)
+    recorded, said = recorded_charts(
+        [r.history for r in trained], lambda of: lines.training_lines(experiment, names, of), names
+    )
     if not recorded:
         method = experiment.settings.get("balancing", {}).get("method", "this method")
         notes.append(f"There are no coefficients to show: {method} does not scale gradients by modality.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from raybal.report.figures import Chart, Level, line_chart
 from raybal.report.lines import Line
@@ -26,6 +27,7 @@ class Recorded:
     top: float | None = None
 
 
+#: How quantities are drawn that are not plain numbers under their own names.
 RECORDED = (
     Recorded("coefficient", "Coefficient of each modality", level=1.0),
     Recorded("loss_weight", "Weight of each loss", level=1.0),
@@ -39,15 +41,22 @@ RECORDED = (
 )
 
 
-def recorded_charts(lines_of: Callable[[str], list[Line]], names: Sequence[str]) -> tuple[list[Chart], list[str]]:
+def recorded_charts(
+    histories: Iterable[Sequence[Mapping[str, Any]]], lines_of: Callable[[str], list[Line]], names: Sequence[str]
+) -> tuple[list[Chart], list[str]]:
     """Returns figures of what was recorded, and what is said instead of one.
 
     Args:
+        histories: epochs' records of all training runs; every quantity in them that has a value a modality is drawn.
         lines_of: maps the name of a quantity to its lines; none where it was not recorded.
         names: the modalities, in the order of their colours.
     """
     charts, notes = [], []
-    for one in RECORDED:
+    records = [record for history in histories for record in history]
+    found = {k for record in records for k, v in record.items() if isinstance(v, list) and _is_row(v)}
+    known = {one.name for one in RECORDED}
+    others = [Recorded(k, k.replace("_", " ").capitalize()) for k in sorted(found - known - {"pace"})]
+    for one in (*RECORDED, *others):
         lines = lines_of(one.name)
         if lines:
             levels = [] if one.level is None else [Level(one.level)]
@@ -70,3 +79,7 @@ def recorded_charts(lines_of: Callable[[str], list[Line]], names: Sequence[str])
     elif strengths:
         notes.append(f"The pace is {strengths.pop():g} throughout (1: the method acts as published, 0: not at all).")
     return charts, notes
+
+
+def _is_row(values: list[Any]) -> bool:
+    return all(isinstance(v, (int, float)) for v in values)

@@ -57,7 +57,7 @@ def render(store: Store, summary: Summary, config: TableConfig) -> str:
 def _charts(row: RowSummary, names: Sequence[str]) -> tuple[list[figures.Chart], list[str]]:
     """Returns a row's figures, and what is said instead of one."""
     accuracy = _lines(row, names, "validation")
-    charts, notes = recorded_charts(lambda of: _lines(row, names, of), names)
+    charts, notes = recorded_charts(row.histories, lambda of: _lines(row, names, of), names)
     if accuracy:
         top = figures.top_of(accuracy)
         charts = [figures.line_chart("Validation accuracy", accuracy, names, x="epoch", top=top, small=True), *charts]

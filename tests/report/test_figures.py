@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from report_tools import OMICS, MadeStore, make_pool
+from report_tools import OMICS, MadeStore, make_pool, report
 
 from raybal.report import figures
 from raybal.report.data import read_experiment
@@ -121,6 +121,16 @@ def test_training_lines_are_the_history(made):
             }
             assert line.x == (1, 2, 3)
             assert list(line.y) == wanted[of]
+
+
+def test_what_a_method_of_ones_own_records_is_drawn_by_its_name(made):
+    facts = made.facts[2, "train"]
+    for number, record in enumerate(facts["history"]):
+        record |= {"my_number": [0.5 * number, 1.0], "matrix": [[1.0, 2.0], [3.0, 4.0]]}
+    made.write(2, "train", facts)
+    words = report(made).words
+    assert "My number" in words
+    assert "Matrix" not in words
 
 
 def test_only_the_newest_rounds_are_drawn_over_each_other(made):
