@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -19,9 +17,6 @@ from raybal.models.encoders import EncoderSettings
 from raybal.predictor import PredictorSpec
 from raybal.training.evaluate import evaluate
 from raybal.workers import Workers
-
-#: For what takes minutes and says little more than what is tested beside it.
-LONG = pytest.mark.skipif("RAYBAL_LONG" not in os.environ, reason="takes long; set RAYBAL_LONG=1")
 
 AUDIO = Modality("audio", "audio", (1, 16, 12), "float32", (-1.0,), (2.0,))
 VIDEO = Modality("video", "video", (3, 1, 16, 16), "uint8", (120.0,), (40.0,))

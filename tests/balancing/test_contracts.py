@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from toy import LONG
 
 from raybal.balancing.base import METHODS, BalancingMethod, row_losses
 from raybal.models.fusion import FUSIONS
@@ -117,7 +116,7 @@ def test_contract(name, contract):
     check_one(CASES[name], contract)
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=LONG)])
+@pytest.mark.parametrize("world", [2, 4])
 def test_workers_equal_one_process_while_every_mechanism_acts(world):
     histories = dict(zip(CASES, check_workers(list(CASES.values()), world), strict=True))
     for name, acted in ACTED.items():

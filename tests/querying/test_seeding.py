@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2
-from toy import LONG
 
 from raybal import hashing
 from raybal.errors import RaybalError
@@ -155,13 +154,12 @@ def small_pool():
 
 def test_rejection_has_the_law_of_sequential_seeding(small_pool):
     """The joint distribution of three picks on a pool with an exact duplicate, against exact probabilities."""
-    # A tenth of the runs tells the wrong samplers below; all of them take minutes.
+    # A tenth of the runs tells the wrong samplers below.
     runs = 40_000 if os.environ.get("RAYBAL_LONG") else 4000
     _, expected = probabilities_of_triples(*small_pool)
     assert p_value(draw(*small_pool, runs), expected, runs) > 1e-3
 
 
-@LONG
 @pytest.mark.parametrize("wrong", WRONG)
 def test_the_law_test_notices_a_wrong_sampler(small_pool, wrong):
     runs = 4000

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pytest
-from toy import LONG
 
 from raybal.config import LoopConfig
 from raybal.data.pool import Pool
@@ -157,7 +156,6 @@ def test_labels_not_asked_for_and_test_labels_change_nothing(finished, feature_p
     assert ours != Round(Store(str(finished)), 2).facts("evaluate")["test"]["fused"]["accuracy"]
 
 
-@LONG
 def test_two_training_workers_ask_for_nearly_the_same(finished, feature_pool, tmp_path):
     config = make_config(feature_pool, tmp_path / "store", train={"num_workers": 2}, label_budget=60)
     run_loop(config)

@@ -17,7 +17,6 @@ from report_tools import (
     store_in,
     text,
 )
-from toy import LONG
 
 from raybal.labelling.journal import Answer, Journal
 from raybal.report.data import read_experiment
@@ -146,7 +145,7 @@ def test_a_query_after_a_round_without_a_model_was_chosen_with_an_older_one(made
     assert "the model of round 2 predicted" in report(made).words
 
 
-@pytest.mark.parametrize("rounds", [0, 1, pytest.param(100, marks=LONG)])
+@pytest.mark.parametrize("rounds", [0, 1, 100])
 def test_any_number_of_rounds(tmp_path, rounds):
     made = store_in(tmp_path, train=410, settings={"label_budget": 400})
     for number in range(rounds):
