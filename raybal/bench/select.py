@@ -28,7 +28,7 @@ HALF = 1_000_000
 #: Items of the pool on which passes of the sequential form are timed; those of a larger pool take as much longer.
 TIMED = 1_000_000
 #: Passes that are timed where all of them would take too long.
-PASSES = 20
+PASSES = 100
 
 
 def bench_select(sizes: Sequence[int], cores: int) -> Iterator[tuple[str, float]]:

@@ -20,7 +20,7 @@ from raybal.settings import setting
 class SeedingSettings(QuerySettings):
     """Settings of strategies that seed on gradient embeddings."""
 
-    proposals: int = setting(256, ge=1, help="proposals drawn in each block of the seeding")
+    proposals: int = setting(512, ge=1, help="proposals drawn in each block of the seeding")
     seeding: Literal["exact", "oversampled", "partitioned"] = setting(
         "exact",
         help="exact D-squared seeding, or an approximation for very large queries: k-means||, or in parts and then "

@@ -27,7 +27,7 @@ from raybal.querying.shards import LocalShards, Pick, Shards, accept, add_centre
 
 
 def rejection_seeding(
-    shards: Shards, size: int, seed: int, *, labelled: tuple[Tensor, Tensor] | None = None, proposals: int = 256
+    shards: Shards, size: int, seed: int, *, labelled: tuple[Tensor, Tensor] | None = None, proposals: int = 512
 ) -> list[Pick]:
     """Chooses `size` items by D-squared seeding over shards, with one exchange a block.
 
@@ -186,7 +186,7 @@ def d2_seeding(
     uniforms: NDArray[np.float64] | None = None,
     ids: Sequence[str] | None = None,
     labelled: tuple[Tensor, Tensor] | None = None,
-    proposals: int = 256,
+    proposals: int = 512,
 ) -> NDArray[np.int64]:
     """Chooses items by D-squared seeding on the embeddings vec(q_i (x) h_i).
 
