@@ -195,7 +195,7 @@ class Loop:
         table = _query_table(query, selection.items, self.pool.info.names)
         self.store.write_table(f"{current.folder}/query.parquet", table)
         cost = self.experiment.cost(query.ids)
-        facts = {"passed_over": min(map(self.experiment.cost, ([i] for i in over)))} if over else {}
+        facts = {"passed_over": float(self.experiment.costs[self.pool.positions(over)].min())} if over else {}
         return {"items": len(table), "cost": cost, **facts, "pool": selection.pool, "balance": selection.balance}
 
     def _ask(self, current: Round) -> dict[str, Any]:
