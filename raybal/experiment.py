@@ -25,7 +25,7 @@ from raybal.labelling.oracle import Oracle
 from raybal.labelling.table import TableLabeller
 from raybal.predictor import PredictorSpec
 from raybal.querying.base import STRATEGIES, QueryStrategy, QuotaSettings, build_strategy
-from raybal.querying.embedding import EmbeddingSettings
+from raybal.querying.embedding import EmbeddingSettings, check_features
 from raybal.querying.random import Random
 from raybal.rounds import Round, asked_in
 from raybal.store import Store
@@ -242,10 +242,8 @@ class Experiment:
             raise ConfigError(
                 f"query.initial: {query.initial!r} is not accepted; without a trained model there are {', '.join(cold)}"
             )
-        try:
-            initial.check(predictor)
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("query.features", "query.initial_features")) from error
+        check_features("query.initial_features", query.initial_features, predictor)
+        initial.check(predictor)
         STRATEGIES.get(query.strategy)(query).check(predictor)
 
     def _check_costs(self) -> None:

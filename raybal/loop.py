@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from raybal import hashing, memory
 from raybal.config import LoopConfig
-from raybal.data.prepare import DEMO, demo_pool
 from raybal.errors import shorten
 from raybal.experiment import BEGUN, Experiment
 from raybal.labelling.journal import Answer, Journal, Labels
@@ -39,9 +38,10 @@ from raybal.querying.base import Query, Request
 from raybal.querying.scoring import read_holder
 from raybal.querying.selection import Selection
 from raybal.report.page import write_report
-from raybal.resources import capacity, check_place, cluster
+from raybal.resources import capacity
 from raybal.rounds import ENDED, LABELLED, PHASES, Round, asked_in
 from raybal.scorers import Scorers
+from raybal.start import at_work, say_where
 from raybal.stopping import Progress, kappa, reason_to_stop
 from raybal.store import Store
 from raybal.training.evaluate import evaluate, mean_contributions
@@ -63,26 +63,20 @@ def run_loop(config: LoopConfig) -> None:
     Raises:
         RaybalError: the experiment cannot begin or continue.
     """
-    check_place("store", config.store)
-    store = Store(config.store)
-    BEGUN.read(store)
-    experiment = None
-    if config.pool != DEMO:
-        check_place("pool", config.pool)
-        # Workers run in other folders and on other machines.
-        experiment = Experiment(dataclasses.replace(config, pool=Store(config.pool).root), store)
-    with Lease(store) as lease, cluster(config.resources):
+    with at_work(BEGUN, config, _begin) as loop:
+        store, experiment = loop.store, loop.experiment
         store.sweep(FOLDERS)
-        if experiment is None:
-            experiment = Experiment(dataclasses.replace(config, pool=demo_pool()), store)
         experiment.begin()
         try:
-            Loop(experiment, lease).run()
+            loop.run()
         except WaitingForLabels as waiting:
             log.info("%s", waiting)
         report = write_report(store, experiment.pool, experiment.sidecar)
-    log.info("store:  %s", store.root)
-    log.info("report: %s", report)
+    say_where(store, report)
+
+
+def _begin(config: LoopConfig, store: Store, lease: Lease) -> Loop:
+    return Loop(Experiment(config, store), lease)
 
 
 class Loop:
@@ -90,7 +84,7 @@ class Loop:
 
     Args:
         experiment: what is run.
-        lease: of its store, held.
+        lease: of its store, held before anything is run.
     """
 
     def __init__(self, experiment: Experiment, lease: Lease) -> None:

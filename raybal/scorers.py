@@ -25,7 +25,7 @@ from raybal.store import Store
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-#: Seconds that a selection waits for actors that have not started yet: fewer of them hold more each.
+#: Seconds that a selection waits at most for actors to start: fewer of them hold more each, and some may never come.
 STARTING = 20.0
 
 
@@ -100,6 +100,7 @@ class Scorers:
         # On a cluster that grows, some may come late or never.
         self._starting = {actor.ready.remote(): actor for actor in started}
         self.actors: list[Any] = []
+        self._expected = time.monotonic() + STARTING
 
     def stop(self) -> None:
         """Ends the actors and gives their resources back."""
@@ -168,7 +169,8 @@ class Scorers:
     def _hold(self, folder: str, shards: Sequence[str]) -> ActorCandidates:
         """Lets as many actors as there are shards read them: those that have started, and those that do so soon."""
         if self._starting:
-            ready, _ = ray.wait([*self._starting], num_returns=len(self._starting), timeout=STARTING)
+            soon = max(0.0, self._expected - time.monotonic())
+            ready, _ = ray.wait([*self._starting], num_returns=len(self._starting), timeout=soon)
             for ref in ready:
                 self._join(ref)
         while shards and not self.actors:

@@ -1,6 +1,11 @@
-"""Reading tables that people write."""
+"""Tables as CSV: those that people write, and those that they read."""
 
 from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -31,3 +36,12 @@ def read_csv(content: bytes) -> pa.Table:
         quoted_strings_can_be_null=True,
     )
     return pacsv.read_csv(pa.BufferReader(content), parse_options=parsing, convert_options=conversion)
+
+
+def csv_of(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Returns mappings with the same keys, in the same order, as CSV with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

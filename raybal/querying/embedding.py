@@ -26,6 +26,24 @@ class EmbeddingSettings(QuerySettings):
     )
 
 
+def check_features(key: str, features: str, predictor: Predictor) -> None:
+    """Checks whose embeddings are chosen by.
+
+    Args:
+        key: of the setting, for the message.
+        features: its value.
+        predictor: that gives the embeddings.
+
+    Raises:
+        ConfigError: it is neither "joint" nor one of the modalities.
+    """
+    names = (JOINT, *predictor.classifier.modalities)
+    if features not in names:
+        raise ConfigError(
+            f"{key}: {features!r} is not accepted; choose one of {', '.join(names)}{did_you_mean(features, names)}"
+        )
+
+
 class EmbeddingStrategy(QueryStrategy):
     """Chooses in the space of embeddings."""
 
@@ -33,12 +51,7 @@ class EmbeddingStrategy(QueryStrategy):
     settings: EmbeddingSettings
 
     def check(self, predictor: Predictor) -> None:
-        names = (JOINT, *predictor.classifier.modalities)
-        if self.settings.features not in names:
-            raise ConfigError(
-                f"query.features: {self.settings.features!r} is not accepted; choose one of {', '.join(names)}"
-                f"{did_you_mean(self.settings.features, names)}"
-            )
+        check_features("query.features", self.settings.features, predictor)
 
     def embeddings(self, candidates: Candidates, ids: list[str]) -> tuple[Holder, Tensor]:
         """Returns (a holder of some candidates, their embeddings float32 [n, D]), in the order of these ids.

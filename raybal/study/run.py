@@ -20,14 +20,14 @@ import torch
 
 from raybal import memory
 from raybal.begun import Kind
-from raybal.data.prepare import DEMO, demo_pool
 from raybal.errors import ConfigError
 from raybal.experiment import Experiment
 from raybal.lease import Lease
 from raybal.loop import FOLDERS, Loop
 from raybal.querying.local import LocalScorers
-from raybal.resources import check_place, cluster, task_options
+from raybal.resources import task_options
 from raybal.rounds import rounds_of
+from raybal.start import at_work, say_where
 from raybal.store import Store
 from raybal.study.config import StudyConfig
 from raybal.study.page import write_page
@@ -82,62 +82,73 @@ def run_study(config: StudyConfig) -> StudySummary:
     Raises:
         RaybalError: the study cannot begin or continue.
     """
-    check_place("store", config.store)
-    store = Store(config.store)
-    BEGUN.read(store)
-    with Lease(store) as lease, cluster(config.resources):
-        if config.pool == DEMO:
-            config = dataclasses.replace(config, pool=demo_pool())
-        else:
-            check_place("pool", config.pool)
-            config = dataclasses.replace(config, pool=Store(config.pool).root)
-        cells = [
+    with at_work(BEGUN, config, Study) as study:
+        summary = study.run()
+    report = write_page(study.store, summary, study.config)
+    for line in summary.lines():
+        log.info("%s", line)
+    say_where(study.store, report)
+    return summary
+
+
+class Study:
+    """A study of strategies, methods and seeds over one pool.
+
+    Args:
+        config: its settings.
+        store: where it lies.
+        lease: of the store, held before anything is run.
+
+    Raises:
+        ConfigError, DataError, StoreError: it cannot begin, or cannot continue with these settings.
+    """
+
+    def __init__(self, config: StudyConfig, store: Store, lease: Lease) -> None:
+        self.config = config
+        self.store = store
+        self.lease = lease
+        self.cells = [
             Cell(method, strategy, seed)
             for seed in range(config.seeds)
             for method in config.methods
             for strategy in config.strategies
         ]
         # What settings can get wrong shows before anything is run.
-        for cell in [cell for cell in cells if cell.seed == 0]:
-            experiment = _experiment(store, cell, config)
+        for cell in [cell for cell in self.cells if cell.seed == 0]:
+            experiment = experiment_of(cell, config, store)
         if experiment.test is None:
             raise ConfigError(f"pool: {config.pool} has no labelled test items, which a study is about")
-        defines = {"pool": experiment.pool.info.content_hash, "label_budget": config.label_budget}
+        self._defines = {"pool": experiment.pool.info.content_hash, "label_budget": config.label_budget}
         if (begun := BEGUN.read(store)) is not None:
-            BEGUN.refuse_changes(store, begun["defines"], defines)
-        BEGUN.write(store, defines, dataclasses.asdict(config))
-        _run(store, config, cells, lease)
-        summary = summarise({(c.method, c.strategy, c.seed): store.read_yaml(c.curve) for c in cells}, config)
-    report = write_page(store, summary, config)
-    for line in summary.lines():
-        log.info("%s", line)
-    log.info("store:  %s", store.root)
-    log.info("report: %s", report)
-    return summary
+            BEGUN.refuse_changes(store, begun["defines"], self._defines)
+
+    def run(self) -> StudySummary:
+        """Runs the loops that have not ended, and compares all. Ray must be connected."""
+        store, config = self.store, self.config
+        BEGUN.write(store, self._defines, dataclasses.asdict(config))
+        left = [cell for cell in self.cells if not store.exists(cell.curve)]
+        for cell in set(self.cells) - set(left):
+            # A driver that died between a loop's last two steps.
+            store.clear(f"{cell.folder}/rounds")
+        started, total, done = time.monotonic(), len(self.cells), len(self.cells) - len(left)
+        if done:
+            log.info("%d of %d loops are done", done, total)
+        remote = run_cell.options(**task_options(config.resources, config.train.device))
+        for cell, curve in as_they_end({remote.remote(store.root, cell, config): cell for cell in left}):
+            self.lease.check()
+            done += 1
+            minutes = (total - done) * (time.monotonic() - started) / (done - total + len(left)) / 60
+            log.info(
+                "%d of %d: %s: %.1f%% with %d labels, about %.0f min left",
+                done, total, cell.title, 100 * curve[-1]["accuracy"], curve[-1]["labels"], minutes,
+            )  # fmt: skip
+        return summarise({(c.method, c.strategy, c.seed): store.read_yaml(c.curve) for c in self.cells}, config)
 
 
-def _experiment(store: Store, cell: Cell, config: StudyConfig) -> Experiment:
+def experiment_of(cell: Cell, config: StudyConfig, store: Store) -> Experiment:
+    """Returns the experiment that a loop of a study runs."""
     own = Store(store.path(cell.folder))
     return Experiment(config.loop(cell.strategy, cell.method, cell.seed, own.root), own)
-
-
-def _run(store: Store, config: StudyConfig, cells: list[Cell], lease: Lease) -> None:
-    left = [cell for cell in cells if not store.exists(cell.curve)]
-    for cell in set(cells) - set(left):
-        # A driver that died between a loop's last two steps.
-        store.clear(f"{cell.folder}/rounds")
-    started, done = time.monotonic(), len(cells) - len(left)
-    if done:
-        log.info("%d of %d loops are done", done, len(cells))
-    remote = run_cell.options(**task_options(config.resources, config.train.device))
-    for cell, curve in as_they_end({remote.remote(store.root, cell, config): cell for cell in left}):
-        lease.check()
-        done += 1
-        minutes = (len(cells) - done) * (time.monotonic() - started) / (done - len(cells) + len(left)) / 60
-        log.info(
-            "%d of %d: %s: %.1f%% with %d labels, about %.0f min left",
-            done, len(cells), cell.title, 100 * curve[-1]["accuracy"], curve[-1]["labels"], minutes,
-        )  # fmt: skip
 
 
 @ray.remote
@@ -159,7 +170,7 @@ def work(store: Store, cell: Cell, config: StudyConfig) -> list[dict[str, Any]]:
     own = Store(store.path(cell.folder))
     with Lease(own) as lease:
         own.sweep(FOLDERS)
-        experiment = _experiment(store, cell, config)
+        experiment = experiment_of(cell, config, store)
         experiment.begin()
         LocalLoop(experiment, lease).run()
         curve = []

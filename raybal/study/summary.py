@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 from raybal.study.config import BASELINE, StudyConfig
 from raybal.table.statistics import Comparison, Interval, compare, holm, interval
 from raybal.table.summary import compared, percent
+from raybal.tables import csv_of
 
 Curve = list[dict[str, Any]]
 
@@ -96,11 +95,11 @@ class StudySummary:
                 for i, m in enumerate(self.modalities):
                     line[f"{m}_contribution_minus_pool"] = r.contribution[i] if r.contribution else None
                 lines.append(line)
-        return _csv(lines)
+        return csv_of(lines)
 
     def curves_csv(self) -> str:
         """Returns one line a loop and round."""
-        return _csv(self.curves)
+        return csv_of(self.curves)
 
 
 def area(curve: Curve) -> float:
@@ -168,11 +167,3 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
         **{f"{m}_accuracy": value for m, value in record["heads"].items()},
         **{f"{p}_seconds": value for p, value in record["seconds"].items()},
     }
-
-
-def _csv(lines: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -27,12 +27,13 @@ from raybal.begun import Kind
 from raybal.config import defining
 from raybal.data.plan import PrepareConfig
 from raybal.data.pool import Labelled, Pool, Sidecar
-from raybal.data.prepare import DEMO, demo_pool, prepare
+from raybal.data.prepare import DEMO, prepare
 from raybal.data.split import split_validation
 from raybal.errors import ConfigError, DataError, RaybalError
 from raybal.lease import Lease
 from raybal.predictor import PredictorSpec
-from raybal.resources import check_place, cluster, task_options
+from raybal.resources import check_place, task_options
+from raybal.start import at_work, say_where
 from raybal.store import Store
 from raybal.table.cells import Cell, has_diverged
 from raybal.table.config import SourceSettings, TableConfig
@@ -55,62 +56,48 @@ def run_table(config: TableConfig) -> Summary:
     Raises:
         RaybalError: the table cannot begin or continue.
     """
-    check_place("store", config.store)
-    store = Store(config.store)
-    BEGUN.read(store)
-    _check_pool(config)
-    with Lease(store) as lease, cluster(config.resources):
-        config = dataclasses.replace(config, pool=_pool_of(config))
+    with at_work(BEGUN, config, Table, _maker(config)) as table:
+        store = table.store
         store.sweep(FOLDERS)
-        table = Table(config, store, lease)
         table.begin()
         summary = table.run()
-    report = write_page(store, summary, config)
+    report = write_page(store, summary, table.config)
     for line in summary.lines():
         log.info("%s", line)
-    log.info("store:  %s", store.root)
-    log.info("report: %s", report)
+    say_where(store, report)
     return summary
 
 
-def _check_pool(config: TableConfig) -> None:
-    """Finds out what is wrong with the pool before a cluster is started for it."""
-    if config.source.input is not None:
-        return
-    if config.source != SourceSettings():
-        raise ConfigError(
-            "source.input: this key is missing, and other keys of source are set; say where the data set is, and in "
-            "pool where its pool is to be"
-            if config.pool == DEMO or not Store(config.pool).exists()
-            else "source: the pool is there, and without source.input nothing of this is looked at"
-        )
-    if config.pool != DEMO:
-        check_place("pool", config.pool)
-        Pool(config.pool)
-
-
-def _pool_of(config: TableConfig) -> str:
-    """Returns where the pool is, prepared first if the table begins with a data set."""
+def _maker(config: TableConfig) -> Callable[[], str] | None:
+    """Returns what prepares the pool if the table begins with a data set, else None."""
     source = config.source
-    if config.pool == DEMO:
-        if source.input is not None:
-            raise ConfigError("pool: this key is missing; say where the pool of source.input is to be")
-        return demo_pool()
-    check_place("pool", config.pool)
-    root = Store(config.pool).root
-    if source.input is not None:
-        check_place("source.input", source.input)
-        prepare(
-            PrepareConfig(
-                input=source.input,
-                output=root,
-                layout=source.layout,
-                preprocessing=source.preprocessing,
-                test_share=source.test_share,
-                max_damage=source.max_damage,
+    if source.input is None:
+        if source != SourceSettings():
+            raise ConfigError(
+                "source.input: this key is missing, and other keys of source are set; say where the data set is, and "
+                "in pool where its pool is to be"
+                if config.pool == DEMO or not Store(config.pool).exists()
+                else "source: the pool is there, and without source.input nothing of this is looked at"
             )
-        )
-    return root
+        return None
+    if config.pool == DEMO:
+        raise ConfigError("pool: this key is missing; say where the pool of source.input is to be")
+    check_place("pool", config.pool)
+    check_place("source.input", source.input)
+    plan = PrepareConfig(
+        input=source.input,
+        output=Store(config.pool).root,
+        layout=source.layout,
+        preprocessing=source.preprocessing,
+        test_share=source.test_share,
+        max_damage=source.max_damage,
+    )
+
+    def make() -> str:
+        prepare(plan)
+        return plan.output
+
+    return make
 
 
 class Table:
@@ -119,7 +106,7 @@ class Table:
     Args:
         config: its settings.
         store: where it lies.
-        lease: of the store, held.
+        lease: of the store, held before anything is written.
 
     Raises:
         ConfigError, DataError, StoreError: it cannot begin, or cannot continue with these settings.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from raybal.store import Store
 from raybal.table.cells import Cell
 from raybal.table.statistics import Comparison, Interval, compare, holm, interval
+from raybal.tables import csv_of
 
 #: Methods that others are compared with, where the table has a row of them.
 BASELINES = ("multi_loss", "ensemble")
@@ -114,11 +113,11 @@ class Summary:
                 line[f"against_{baseline}_p"] = found.p if found else None
                 line[f"against_{baseline}_p_holm"] = found.adjusted if found else None
             lines.append(line)
-        return _csv(lines)
+        return csv_of(lines)
 
     def cells_csv(self) -> str:
         """Returns one line a measured cell."""
-        return _csv(self.cells)
+        return csv_of(self.cells)
 
 
 def summarise(store: Store, cells: Sequence[Cell], modalities: Sequence[str], method_of: Mapping[str, str]) -> Summary:
@@ -212,11 +211,3 @@ def _cell_line(cell: Cell, trained: dict[str, Any], tested: dict[str, Any]) -> d
 
 def _columns(name: str, value: Interval | None) -> dict[str, float | None]:
     return {name: value.mean if value else None, f"{name}_half": value.half if value else None}
-
-
-def _csv(lines: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()

@@ -265,6 +265,9 @@ def _explanations(case: StrategyCase) -> None:
         held = candidates_of(items, columns, _parts(parts, np.arange(LABELLED, ITEMS)))
         query = strategy.select(held, Request(20, 4, CLASSES, known))
         facts = explain_items(held, strategy, query, known)
+        if not strategy.settings.explain:
+            assert not facts, "explanations where none are wanted"
+            continue
         assert list(facts) == query.ids, "items without an explanation"
         whole = _held(items, columns, np.arange(LABELLED, ITEMS))
         chosen = strategy.factors(whole[np.array([whole.ids.index(i) for i in query.ids])])

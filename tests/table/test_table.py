@@ -329,20 +329,6 @@ def test_names_of_methods_may_be_typed_with_hyphens():
     assert (settings.interval, settings.times) == (4, 2)
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"source": {"preprocessing": {"video": {"frames": 5}}}}, ConfigError, r"^source\.input: this key is missing"),
-        ({"pool": "nowhere", "source": {"test_share": 0.3}}, ConfigError, r"^source\.input: this key is missing"),
-        ({"pool": "nowhere"}, DataError, "nowhere .*is not a prepared pool"),
-    ],
-)
-def test_a_wrong_pool_is_said_before_a_cluster_is_started(tmp_path, monkeypatch, changes, error, message):
-    monkeypatch.setattr(table_run, "cluster", None)
-    with pytest.raises(error, match=message):
-        run_table(from_plain(TableConfig, {"store": str(tmp_path / "store"), **changes}))
-
-
 def test_one_class_is_no_table(tmp_path):
     bare_table(tmp_path)
     info = PoolInfo.read(Store(tmp_path / "pool"))
