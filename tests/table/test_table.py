@@ -26,6 +26,7 @@ from raybal.lease import Lease
 from raybal.predictor import load_predictor
 from raybal.settings import from_plain
 from raybal.store import Store
+from raybal.table import fill as table_fill
 from raybal.table import run as table_run
 from raybal.table import work as table_work
 from raybal.table.cells import Cell
@@ -134,10 +135,8 @@ def test_a_second_start_does_nothing_again_and_more_seeds_add_only_theirs(finish
     assert again.lines() == finished[1].lines()
     assert (store / "report.html").read_text() == page
     worked = []
-    inner = table_run.Table._side_by_side
-    monkeypatch.setattr(
-        table_run.Table, "_side_by_side", lambda self, cells, *rest: (worked.extend(cells), inner(self, cells, *rest))
-    )
+    inner = table_fill.as_they_end
+    monkeypatch.setattr(table_fill, "as_they_end", lambda tasks: (worked.extend(tasks.values()), inner(tasks))[1])
     run_table(make_config(feature_pool, store, seeds=3, methods=["mlb", "multi_loss", "ensemble", "joint"]))
     rates = {row.name: row.learning_rate for row in again.rows}
     assert {(c.row, c.seed) for c in worked if c.row != "joint"} == {(n, 2) for n in rates}
