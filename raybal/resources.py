@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from ray.train import ScalingConfig
 from raybal.errors import ConfigError, RaybalError
 from raybal.settings import Settings, setting
 from raybal.training.settings import TrainSettings
+
+#: Trials that run at a time at most, where a cluster may grow without end.
+MOST_TRIALS = 1000
 
 log = logging.getLogger(__name__)
 
@@ -117,23 +121,84 @@ def scaling(train: TrainSettings, settings: ResourceSettings) -> ScalingConfig:
     """Returns Ray Train's scaling for a training run.
 
     Raises:
-        ConfigError: the workers ask for more than this machine has. A cluster may grow, so there they wait.
+        ConfigError: the workers ask for more than this machine has, or the cluster at its largest.
     """
-    each = _gpus(settings, train.device)
-    if train.device == "cuda" and each == 0:
+    bundle = _bundle(train, settings)
+    _check_room(bundle, train.num_workers, "train.num_workers", "workers")
+    return ScalingConfig(num_workers=train.num_workers, use_gpu="GPU" in bundle, resources_per_worker=bundle)
+
+
+def trial_options(train: TrainSettings, settings: ResourceSettings) -> tuple[dict[str, float], int]:
+    """Returns (what Ray Tune reserves for a trial, how many trials run at a time at most).
+
+    A trial that trains by itself has its CPUs or its GPU from Ray Tune. One with data-parallel workers reserves next to
+    nothing: its workers have a reservation of their own, which Ray Tune does not know of, so that only the number of
+    trials keeps them from waiting for one another.
+
+    Raises:
+        ConfigError: not even one trial fits this machine, or the cluster at its largest.
+    """
+    bundle, workers = _bundle(train, settings), max(1, train.num_workers)
+    _check_room(bundle, workers, "train.num_workers" if train.num_workers else "resources", "workers")
+    at_once = max(1, int(min(_room(bundle, _largest()), MOST_TRIALS * workers) // workers))
+    return (bundle if not train.num_workers else {"CPU": 0.01}), at_once
+
+
+def _bundle(train: TrainSettings, settings: ResourceSettings) -> dict[str, float]:
+    """Returns what one training process reserves."""
+    gpus = _gpus(settings, train.device)
+    if train.device == "cuda" and gpus == 0:
         raise ConfigError("train.device: 'cuda' needs resources.gpus_per_worker above 0, and the cluster has no GPU")
-    for name, key, wanted in (("CPU", "cpus_per_worker", settings.cpus_per_worker), ("GPU", "gpus_per_worker", each)):
-        if train.num_workers * wanted <= capacity(name):
-            continue
-        asked = f"{train.num_workers} workers of {wanted:g} {name} each (resources.{key})"
-        if not _is_connected():
-            raise ConfigError(f"train.num_workers: {asked} do not fit; this machine has {capacity(name):g} {name}")
-        log.warning("%s are more than the %g %s the cluster has; waiting for it to grow", asked, capacity(name), name)
-    return ScalingConfig(
-        num_workers=train.num_workers,
-        use_gpu=each > 0,
-        resources_per_worker={"CPU": settings.cpus_per_worker} | ({"GPU": each} if each else {}),
-    )
+    return {"CPU": settings.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+
+
+#: Nodes: what one has, and how many of its kind there are or may be.
+Nodes = list[tuple[dict[str, float], float]]
+
+
+def _present() -> Nodes:
+    """Returns the nodes that the cluster has now."""
+    return [(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
+
+
+def _largest() -> Nodes:
+    """Returns the nodes that the cluster has when it has grown as far as its autoscaler may let it; those that it has
+    now where there is none that says."""
+    config = ray._private.state.state.get_cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    if not groups:
+        return _present()
+    return [(dict(g.resources), math.inf if g.max_count < 0 else g.max_count) for g in groups]
+
+
+def _room(bundle: dict[str, float], nodes: Nodes) -> float:
+    """Returns how many reservations of one kind fit some nodes."""
+    needs = {name: wanted for name, wanted in bundle.items() if wanted > 0}
+    if not needs:
+        return math.inf
+    # Sums of tenths of a CPU or GPU end a hair off.
+    return sum(count * min(int(has.get(n, 0.0) / w + 1e-6) for n, w in needs.items()) for has, count in nodes if count)
+
+
+def _check_room(bundle: dict[str, float], count: int, key: str, noun: str) -> None:
+    if _room(bundle, _present()) >= count:
+        return
+    each = " and ".join(f"{wanted:g} {name}" for name, wanted in bundle.items())
+    asked = f"{count} {noun} of {each} each (resources.cpus_per_worker, resources.gpus_per_worker)"
+    have = " and ".join(f"{capacity(name):g} {name}" for name in bundle)
+    if not _is_connected():
+        raise ConfigError(f"{key}: {asked} do not fit; this machine has {have}")
+    most = max(_room(bundle, _largest()), _room(bundle, _present()))
+    if _grows() and most < count:
+        raise ConfigError(
+            f"{key}: {asked} do not fit the cluster even when its autoscaler has started all the machines it may: then "
+            f"there is room for {most:g}"
+        )
+    log.warning("%s do not fit the %s that the cluster has now; waiting for it to grow", asked, have)
+
+
+def _grows() -> bool:
+    return ray._private.state.state.get_cluster_config() is not None
 
 
 def task_options(settings: ResourceSettings, device: str) -> dict[str, Any]:

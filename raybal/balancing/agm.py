@@ -37,6 +37,8 @@ class AGMSettings(PacedSettings):
         search={"kind": "loguniform", "low": 0.1, "high": 4.0},
     )
 
+    published = ({"alpha": 2.5}, {"alpha": 3.0}, {"alpha": 2.0})
+
 
 @dataclass
 class AGMState:

@@ -7,7 +7,8 @@ owns the predictor that scoring and evaluation use. The default training step is
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -29,9 +30,33 @@ class BalancingSettings(Settings):
 
     method: str = setting(help="balancing method")
 
+    #: What published runs set otherwise than the defaults do: the first trials of a tuner, after the defaults.
+    published: ClassVar[tuple[dict[str, Any], ...]] = ()
+
     @classmethod
     def resolve(cls, content: Mapping[str, Any]) -> type[BalancingSettings]:
         return METHODS.settings(content, "method", cls)
+
+    @classmethod
+    def search_space(cls, epochs: int, given: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Returns what a tuner may search, by key: the ranges that fields declare. A method whose fields trade off
+        declares other keys in their place, which `from_search` makes fields of.
+
+        Args:
+            epochs: of a training run.
+            given: keys of which the user has said a range.
+        """
+        return {f.name: f.metadata["search"] for f in dataclasses.fields(cls) if f.metadata.get("search")}
+
+    @classmethod
+    def from_search(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns values of searched keys as values of fields."""
+        return dict(values)
+
+    @classmethod
+    def to_search(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns values of fields together with those of searched keys that they amount to."""
+        return dict(values)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,6 +78,13 @@ class DiagnosingRelearningSettings(PacedSettings):
         help="momentum of the pulled weights: kept as published (the next steps push back), scaled by 1 - strength, or "
         "forgotten",
     )
+
+    @classmethod
+    def search_space(cls, epochs: int, given: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Intervals are those of the published 90 epochs, as shares of the run."""
+        space = super().search_space(epochs, given)
+        intervals = sorted({max(1, round(n * epochs / 90)) for n in space["interval"]["values"]})
+        return {**space, "interval": {"kind": "choice", "values": intervals}}
 
 
 class DiagnosingRelearning(PacedMethod):

@@ -39,6 +39,9 @@ class GBlendingSettings(PacedSettings):
         help="epochs that each estimate trains copies of the model for, and that its weights hold for (online)",
         search={"kind": "choice", "values": [5, 10, 20]},
     )
+
+    published = ({"super_epoch": 5},)
+
     holdout_share: float = setting(
         0.1, gt=0, lt=1, help="share of the labelled training items that generalisation is measured on, not trained on"
     )

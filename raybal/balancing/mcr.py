@@ -62,6 +62,12 @@ class MCRSettings(PacedSettings):
     permutations: int = setting(32, ge=1, help="permutations of the batch that influence is averaged over")
     temperature: float = setting(0.5, gt=0, help="temperature of the contrastive term")
 
+    published = (
+        {"mipd_weight": 0.1, "unimodal_weight": 1.0, "bottleneck_weight": 1.0},
+        {"mipd_weight": 0.01, "unimodal_weight": 0.01},
+        {"mipd_weight": 0.001, "unimodal_weight": 0.1},
+    )
+
 
 class MCR(PacedMethod):
     """Adds to the fused loss a game between the encoders for influence on the fused prediction.

@@ -6,8 +6,9 @@ BMVC 2024 (arXiv 2405.07930).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,43 @@ class MLBSettings(ScoredSettings):
         "decelerated too; 10 to 20 in several papers' runs)",
         search={"kind": "choice", "values": [1.0, 2.0, 5.0, 10.0, 20.0]},
     )
+
+    published = (
+        {"alpha": 0.5, "beta_max": 10.0},
+        {"alpha": 5.0, "beta_max": 2.0},
+        {"alpha": 2.0, "beta_max": 1.0},
+        {"alpha": 2.0, "beta_max": 0.5},
+    )
+
+    @classmethod
+    def search_space(cls, epochs: int, given: Collection[str]) -> dict[str, dict[str, Any]]:
+        """In place of alpha, the slope alpha (beta_max - 1) with which a modality that falls behind is accelerated: the
+        two trade off. At beta_max 1 nothing is accelerated, and alpha is searched itself."""
+        space = super().search_space(epochs, given)
+        if "alpha" in given:
+            return space
+        ceilings = space["beta_max"]["values"]
+        return {
+            "beta_max": space["beta_max"],
+            "slope": {
+                "kind": "loguniform",
+                "low": 0.25,
+                "high": 32.0,
+                "when": {"balancing.beta_max": [c for c in ceilings if c > 1]},
+            },
+            "alpha": {**space["alpha"], "when": {"balancing.beta_max": [c for c in ceilings if c <= 1]}},
+        }
+
+    @classmethod
+    def from_search(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = dict(values)
+        if "slope" in found:
+            found["alpha"] = found.pop("slope") / (found.get("beta_max", cls.beta_max) - 1)
+        return found
+
+    @classmethod
+    def to_search(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {**values, "slope": values["alpha"] * (values["beta_max"] - 1)}
 
 
 class MLB(ScoredMethod):

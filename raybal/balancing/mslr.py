@@ -47,6 +47,11 @@ class MSLRSettings(CoefficientSettings):
         0.1, gt=0, lt=1, help="share of the labelled training items that accuracy is measured on, not trained on"
     )
 
+    published = (
+        {"window": 20, "initial": {"audio": 0.7, "video": 1.3}},
+        {"window": 10, "initial": {"audio": 0.7, "video": 1.3}},
+    )
+
 
 class MSLR(CoefficientMethod):
     """Multiplies a modality's learning rate by how its accuracy compares with that of its last epochs.

@@ -30,6 +30,9 @@ class OGMSettings(ScoredSettings):
         help="slope of the coefficient in the ratio of modality scores",
         search={"kind": "loguniform", "low": 0.1, "high": 2.0},
     )
+
+    published = ({"alpha": 0.1, "pace": {"kind": "window", "end": 0.5}},)
+
     parameters: Literal["encoder", "convolutions"] = setting(
         "encoder", help="what is modulated in the encoder: all of it, or only 4-D weights as in the authors' code"
     )

@@ -46,6 +46,12 @@ class PMRSettings(PacedSettings):
         0.1, gt=0, le=1, help="share of each class's training items that prototypes are made of, at least one item"
     )
 
+    published = (
+        {"alpha": 1.75, "pace": {"kind": "window", "end": 0.7}},
+        {"alpha": 1.5},
+        {"alpha": 3.0},
+    )
+
 
 class PMR(LookaheadMethod):
     """Adds, to the fused loss, a prototype loss of the modality that is behind.

@@ -94,6 +94,18 @@ def measure(task: TrainTask, test: list[tuple[str, int]]) -> dict[str, Any]:
     }
 
 
+def probe_on_validation(task: TrainTask) -> dict[str, float | None]:
+    """Returns the accuracy of a linear probe of each frozen encoder of a trained model, fitted on its training items,
+    on its validation items; None where these lack the modality."""
+    device = task.settings.resolve_device()
+    predictor, _ = load_predictor(Store(task.store), f"{task.folder}/{MODEL}", device)
+    train, validation = (None if part is None else _embed(predictor, part, device) for part in task.read_items())
+    assert train is not None
+    assert validation is not None
+    classes = len(task.spec.classes)
+    return {m: _probe(i, m, train, None, validation, classes) for i, m in enumerate(validation.embeddings)}
+
+
 def _accuracy(guess: Tensor, labels: Tensor) -> float | None:
     return float((guess == labels).double().mean()) if len(labels) else None
 

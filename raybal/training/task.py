@@ -64,6 +64,12 @@ class TrainTask:
         assert train is not None
         return train, validation
 
+    def history(self) -> list[dict[str, Any]]:
+        """Returns the records of the epochs after which an interrupted run would continue."""
+        checkpoints = Checkpoints(Store(self.store), self.folder)
+        done = checkpoints.epochs("epoch")
+        return checkpoints.read("epoch", done[-1])[1]["progress"]["history"] if done else []
+
     def run(
         self, workers: Workers | None = None, on_epoch: Callable[[dict[str, Any]], None] = lambda record: None
     ) -> dict[str, Any]:

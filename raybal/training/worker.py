@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import ray.train
 from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -32,10 +34,21 @@ _DEFAULTS = {
 _DEFAULTS_OF_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
-def train(task: TrainTask, resources: ResourceSettings) -> dict[str, Any]:
+def train(
+    task: TrainTask,
+    resources: ResourceSettings,
+    callbacks: Sequence[UserCallback] = (),
+    report: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Runs a training task with `task.settings.num_workers` workers, or in this process if that is 0.
 
     A lost worker is replaced and the run continues after its last checkpointed epoch.
+
+    Args:
+        task: the run.
+        resources: what it may use.
+        callbacks: of Ray Train's run, such as one that tells Ray Tune what was reported.
+        report: what is reported to Ray Train of each epoch's record; None reports nothing.
 
     Returns:
         What `raybal.training.fit.fit` returns.
@@ -49,7 +62,7 @@ def train(task: TrainTask, resources: ResourceSettings) -> dict[str, Any]:
     store = Store(task.store)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"task": task},
+        train_loop_config={"task": task, "report": report},
         scaling_config=scaling(task.settings, resources),
         run_config=RunConfig(
             name=task.folder.replace("/", "-"),
@@ -57,7 +70,7 @@ def train(task: TrainTask, resources: ResourceSettings) -> dict[str, Any]:
             storage_path=store.path("ray"),
             storage_filesystem=store.filesystem,
             failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=3),
-            callbacks=[_Failures()],
+            callbacks=[_Failures(), *callbacks],
             # Ray Train's loop runs in a thread, whose own heap could not keep large blocks.
             worker_runtime_env={"env_vars": memory.environment()},
             logging_config=LoggingConfig(log_level="WARNING"),
@@ -98,15 +111,18 @@ class _Failures(UserCallback):
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     task: TrainTask = config["task"]
+    report = config["report"]
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("raybal").setLevel(logging.INFO)
     workers = Distributed()
 
-    # Nothing is reported to Ray Train: a report waits for all workers and for the controller's next look at them,
-    # longer than a short epoch takes.
+    # Without need nothing is reported to Ray Train: a report waits for all workers and for the controller's next look
+    # at them, longer than a short epoch takes.
     def on_epoch(record: dict[str, Any]) -> None:
         if workers.rank == 0:
             log_epoch(record, task.settings.epochs)
+        if report is not None:
+            ray.train.report(report(record))
 
     try:
         return task.run(workers, on_epoch)

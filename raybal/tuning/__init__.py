@@ -1,0 +1,1 @@
+"""Tuning: searches for coefficients, pace and training settings, and what came out."""

@@ -1,0 +1,138 @@
+"""Settings of a sweep."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from raybal.balancing.base import METHODS, BalancingSettings
+from raybal.errors import ConfigError, did_you_mean
+from raybal.models.classifier import ModelSettings
+from raybal.resources import ResourceSettings
+from raybal.rows import Rows
+from raybal.settings import Settings, setting
+from raybal.training.settings import TrainSettings
+from raybal.tuning.spaces import GROUPS, Dimension
+
+ROWS = Rows("sweep", "methods", "balancing", "method", METHODS)
+DEFAULT_METHODS = ["multi_loss", "mlb"]
+
+
+@dataclass(frozen=True)
+class StoppingSettings(Settings):
+    """Which trials end early: asynchronous successive halving over epochs."""
+
+    grace: int | None = setting(
+        None,
+        ge=1,
+        help="epochs before which no trial is stopped; none: a third of them, and not before every pace has begun",
+    )
+    reduction: float = setting(2.0, gt=1, help="of so many trials that reach a rung one goes on")
+    off: bool = setting(False, help="train all trials to the end")
+
+
+@dataclass(frozen=True)
+class TuneConfig(Settings):
+    """Finds coefficients, pace and training settings of balancing methods on a labelled pool, every method with the
+    same number of trials, epochs and seeds.
+
+    Trials are suggested by Optuna, the published settings first, judged on validation, and stopped early when others
+    are ahead. The best few of each method are trained with more seeds, and the best of these with fresh seeds, beside
+    the published settings; test items are looked at then, once. The settings found are YAML files that jobs/train.py
+    and jobs/al_loop.py take. The same command continues a sweep, and it may be given more trials and methods later.
+
+      python jobs/tune.py                                          mlb beside multi_loss on the built-in pool
+      python jobs/tune.py --methods joint,multi_loss,mlb,ogm_ge --trials 32
+      python jobs/tune.py --space '{train.weight_decay: 1e-4, balancing.alpha: {kind: uniform, low: 1, high: 3}}'
+      python jobs/al_loop.py --config runs/tune/tuned/mlb.yaml
+
+    Keys marked * may change when a sweep is continued; all others define it.
+    """
+
+    pool: str = setting(
+        "demo", defines=False, help="prepared pool with labels, a folder or URI; demo: the built-in pool"
+    )
+    store: str = setting("runs/tune", defines=False, help="folder or URI that keeps everything of the sweep")
+    seed: int = setting(0, ge=0, help="of suggestions, splits and the items drawn")
+    methods: list[str] = setting(
+        factory=lambda: list(DEFAULT_METHODS),
+        defines=False,
+        help="methods that are tuned, or names of your own for settings under `balancing`",
+    )
+    trials: int = setting(32, ge=1, defines=False, help="trials of each method; may grow when a sweep is continued")
+    finalists: int = setting(3, ge=1, defines=False, help="best trials of each method that are trained with more seeds")
+    finalist_seeds: int = setting(
+        3, ge=1, help="seeds that finalists are compared over, that of their trial among them"
+    )
+    seeds: int = setting(5, ge=0, defines=False, help="fresh seeds of the final table; 0: no table")
+    search: list[str] = setting(
+        factory=lambda: ["method", "pace", "learning_rate", "weight_decay"],
+        help=f"what is searched, of {', '.join(GROUPS)}; paces: a pace for each modality, where a method can have them",
+    )
+    space: dict[str, Dimension] = setting(
+        factory=dict,
+        help="ranges by key of a row's settings, in place of those declared or beside them; a plain value fixes a key",
+    )
+    objective: Literal["accuracy", "both"] = setting(
+        "accuracy",
+        help="accuracy on validation, or also the balance gap: the largest minus the smallest ratio of an encoder's "
+        "probe to that of the same encoder trained alone (it is measured in any case)",
+    )
+    stopping: StoppingSettings = setting(factory=StoppingSettings, help="which trials end early")
+    items: int | None = setting(None, ge=2, help="labelled training items that each seed draws; none: all")
+    validation_share: float = setting(
+        0.2, gt=0, lt=1, help="share of whole groups that validates where the pool has no validation split"
+    )
+    model: ModelSettings = setting(factory=ModelSettings, help="the model")
+    balancing: dict[str, BalancingSettings] = setting(
+        factory=dict, defines=False, help="settings of a row of the sweep, its method included"
+    )
+    train: TrainSettings = setting(factory=TrainSettings, help="how a model is trained")
+    resources: ResourceSettings = setting(factory=ResourceSettings, help="what may be used of the cluster")
+
+    @classmethod
+    def complete(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        found = dict(ROWS.complete(content, DEFAULT_METHODS))
+        if isinstance(space := found.get("space"), Mapping):
+            found["space"] = {key: _dimension(value) for key, value in space.items()}
+        return found
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ROWS.check(self.methods)
+        for group in self.search:
+            if group not in GROUPS:
+                raise ConfigError(
+                    f"search: {group!r} is not accepted; choose of {', '.join(GROUPS)}{did_you_mean(group, GROUPS)}"
+                )
+        if self.train.round_start != "fresh":
+            raise ConfigError("train.round_start: a sweep has no rounds; leave it at fresh")
+
+    def check_typed(self, given: Mapping[str, Any]) -> None:
+        ROWS.check_typed(given, self.methods)
+
+    def settings_of(self, row: str) -> BalancingSettings:
+        """Returns the balancing settings of a row."""
+        return self.balancing.get(row) or METHODS.get(row).Settings(method=row)
+
+
+def _dimension(value: Any) -> Any:
+    """Returns a range as its settings have it: a plain value is a choice of one, and numbers are numbers."""
+    if not isinstance(value, Mapping):
+        return {"values": [_number(value)]}
+    found = dict(value)
+    if isinstance(values := found.get("values"), list):
+        found["values"] = [_number(v) for v in values]
+    if isinstance(when := found.get("when"), Mapping):
+        found["when"] = {k: [_number(v) for v in vs] if isinstance(vs, list) else vs for k, vs in when.items()}
+    return found
+
+
+def _number(value: Any) -> Any:
+    """Returns text that is a number as one: YAML settings leave fractions as text."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value

@@ -1,0 +1,217 @@
+"""Which values are tried next, and which trials are stopped: Optuna and successive halving, as Ray Tune asks for them.
+
+Both start from what the Optuna study knows: a driver that was lost is replaced by one that suggests and stops as the
+first would have.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import JournalStorage
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from raybal import hashing
+from raybal.tuning.journal import StoreJournal
+from raybal.tuning.spaces import Dimension, Space, Values, draw
+
+ACCURACY, GAP, EPOCH = "accuracy", "gap", "epoch"
+#: Keys of a trial's last report, and of its configuration.
+RESULT, NUMBER, VALUES = "result", "number", "values"
+#: User attributes of a trial.
+REPORTS, FACTS = "reports", "facts"
+
+log = logging.getLogger(__name__)
+
+
+class StudySearch(OptunaSearch):
+    """Suggests trials of one Optuna study until there are as many as asked for.
+
+    Beside what Ray's class does: the study lies in the store, and trials that were under way when a driver was lost are
+    suggested again before new ones. What trial n is depends on the seed, on n, and on the trials that have ended when
+    it is asked for: one at a time, it is that of an undisturbed run, whenever drivers were lost. A trial that was
+    stopped is told as pruned, with what it had reached, not as one that ended there.
+
+    Args:
+        journal: that the study lies in.
+        name: of the study.
+        space: what is searched, conditions first.
+        total: number of trials in all.
+        seed: of the suggestions.
+        gap: whether the balance gap is an objective beside accuracy.
+        first: values of the first trials.
+
+    Attributes:
+        study: the study.
+        say: called with each trial that has ended.
+    """
+
+    def __init__(
+        self,
+        journal: StoreJournal,
+        name: str,
+        space: Space,
+        total: int,
+        seed: int,
+        *,
+        gap: bool,
+        first: Sequence[Values],
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=ExperimentalWarning)
+        super().__init__(
+            space=lambda trial: draw(space, lambda key, dimension: _suggest(trial, key, dimension)),
+            metric=[ACCURACY, GAP] if gap else ACCURACY,
+            mode=["max", "min"] if gap else "max",
+            study_name=name,
+            storage=JournalStorage(journal),
+            sampler=sampler(seed),
+        )
+        self.journal = journal
+        self.total = total
+        self.study: optuna.Study = self._ot_study
+        self._seed_of_study = seed
+        self._space_of_study = space
+        self.say: Callable[[FrozenTrial], None] = lambda trial: None
+        self._gap = gap
+        self._reports: dict[str, dict[int, float]] = {}
+        if not self.study.trials:
+            for values in first:
+                self.study.enqueue_trial(values, skip_if_exists=True)
+            journal.flush()
+        self._interrupted = [t for t in self.study.trials if t.state == TrialState.RUNNING]
+
+    @property
+    def left(self) -> int:
+        """The number of trials that have not ended."""
+        return self.total - sum(t.state.is_finished() for t in self.study.trials)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        if self._interrupted:
+            trial = optuna.trial.Trial(self.study, self._interrupted.pop(0)._trial_id)
+            self._ot_trials[trial_id] = trial
+        else:
+            begun = sum(t.state != TrialState.WAITING for t in self.study.trials)
+            self.study.sampler = sampler(hashing.digest(self._seed_of_study, "trial", begun))
+        super().suggest(trial_id)
+        self.journal.flush()
+        self._reports[trial_id] = {}
+        number = self._ot_trials[trial_id].number
+        return {NUMBER: number, VALUES: values_of(self.study.trials[number], self._space_of_study)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if EPOCH in result:
+            self._reports[trial_id][result[EPOCH]] = result[ACCURACY]
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial, reports = self._ot_trials.pop(trial_id), self._reports.pop(trial_id)
+        if error or not result:
+            # Still under way as far as the study knows, so the next start goes on with it.
+            return
+        if EPOCH in result:
+            # The report that a trial was stopped at is told here alone.
+            reports[result[EPOCH]] = result[ACCURACY]
+        if result.get(RESULT) is None:
+            state, values = TrialState.PRUNED, None
+        else:
+            state, values = TrialState.COMPLETE, [result[ACCURACY], result[GAP]] if self._gap else [result[ACCURACY]]
+        trial.set_user_attr(REPORTS, [[epoch, value] for epoch, value in sorted(reports.items())])
+        trial.set_user_attr(FACTS, json.loads(result.get(RESULT) or "{}"))
+        if not self._gap:
+            for epoch, value in sorted(reports.items()):
+                trial.report(value, epoch)
+        self.study.tell(trial, values, state=state)
+        self.journal.flush()
+        self.say(self.study.trials[trial.number])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Does nothing: the study is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Does nothing: the study is the state."""
+
+
+def sampler(seed: int) -> optuna.samplers.TPESampler:
+    """Returns the sampler of one suggestion: multivariate, by groups of values that occur together."""
+    return optuna.samplers.TPESampler(seed=seed % 2**32, multivariate=True, group=True, constant_liar=True)
+
+
+def values_of(trial: FrozenTrial, space: Space) -> Values:
+    """Returns a trial's values by key."""
+    return {key: trial.params[key] for key in space if key in trial.params}
+
+
+def accuracies_of(trial: FrozenTrial) -> dict[int, float]:
+    """Returns the validation accuracy after each epoch of a trial that has ended."""
+    return {int(epoch): float(value) for epoch, value in trial.user_attrs.get(REPORTS, [])}
+
+
+def distribution(dimension: Dimension) -> BaseDistribution:
+    """Returns a dimension as Optuna has it."""
+    if dimension.kind == "choice":
+        return CategoricalDistribution(dimension.values)
+    low, high = dimension.bounds
+    if dimension.kind == "int":
+        return IntDistribution(int(low), int(high))
+    return FloatDistribution(low, high, log=dimension.kind == "loguniform")
+
+
+def _suggest(trial: optuna.Trial, key: str, dimension: Dimension) -> Any:
+    if dimension.kind == "choice":
+        return trial.suggest_categorical(key, dimension.values)
+    low, high = dimension.bounds
+    if dimension.kind == "int":
+        return trial.suggest_int(key, int(low), int(high))
+    return trial.suggest_float(key, low, high, log=dimension.kind == "loguniform")
+
+
+class Halving(AsyncHyperBandScheduler):
+    """Asynchronous successive halving that knows the trials of earlier drivers.
+
+    Args:
+        study: whose ended trials have reached rungs before.
+        epochs: of a trial that is not stopped.
+        grace: epochs before which none is stopped.
+        reduction: of as many trials that reach a rung one goes on.
+    """
+
+    def __init__(self, study: optuna.Study, epochs: int, grace: int, reduction: float) -> None:
+        super().__init__(
+            time_attr=EPOCH,
+            metric=ACCURACY,
+            mode="max",
+            # No rung is at the last epoch, after which there is nothing to save by stopping.
+            max_t=max(grace, epochs - 1),
+            grace_period=grace,
+            reduction_factor=reduction,
+            # The last epoch's model is still to be written and measured.
+            stop_last_trials=False,
+        )
+        (bracket,) = self._brackets
+        for trial in study.trials:
+            if not trial.state.is_finished():
+                continue
+            accuracies = accuracies_of(trial)
+            for milestone, recorded in bracket._rungs:
+                reached = [epoch for epoch in accuracies if epoch >= milestone]
+                if reached:
+                    recorded[f"earlier-{trial.number}"] = accuracies[min(reached)]
+
+
+def rungs(epochs: int, grace: int, reduction: float) -> list[int]:
+    """Returns the epochs after which trials may be stopped, ascending."""
+    found, at = [], float(grace)
+    while at <= epochs - 1:
+        found.append(math.ceil(at))
+        at *= reduction
+    return found

@@ -1,0 +1,224 @@
+"""What a sweep may change, and in what range.
+
+A dimension is one number or choice, under the dotted key of a row's settings (`balancing.alpha`, `train.learning_rate`,
+one number of a list as `balancing.pace.strengths[2]`). Ranges are declared where the settings are; a user narrows,
+fixes or adds some.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from raybal.balancing.base import BalancingSettings
+from raybal.errors import ConfigError, did_you_mean
+from raybal.models.fusion import FUSIONS
+from raybal.settings import Settings, setting
+
+#: Values by key: those of searched keys, or of settings.
+Values = dict[str, Any]
+GROUPS = ("method", "pace", "paces", "learning_rate", "weight_decay", "fusion")
+#: Progress at which the strengths of a searched pace of knots are.
+KNOTS = (0.0, 1 / 3, 2 / 3, 1.0)
+
+
+@dataclass(frozen=True)
+class Dimension(Settings):
+    """One number or choice of a sweep."""
+
+    kind: Literal["loguniform", "uniform", "int", "choice"] = setting("choice", help="how it is drawn")
+    low: float | None = setting(None, help="smallest value; kinds loguniform, uniform, int")
+    high: float | None = setting(None, help="largest value")
+    values: list[Any] = setting(factory=list, help="what is chosen from; a single one fixes the key")
+    when: dict[str, list[Any]] = setting(factory=dict, help="looked at only where other keys have one of these values")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind == "choice":
+            if not self.values:
+                raise ConfigError("values: kind choice needs at least one")
+            if (self.low, self.high) != (None, None):
+                raise ConfigError("low, high: kind choice has values; give kind uniform, loguniform or int")
+            return
+        if self.values:
+            raise ConfigError(f"values: {self.values} is for kind choice, and kind is {self.kind}")
+        if self.low is None or self.high is None or not self.low <= self.high:
+            raise ConfigError(f"low, high: {self.low} and {self.high} are not accepted; give both, low first")
+        if self.kind == "loguniform" and self.low <= 0:
+            raise ConfigError(f"low: {self.low} is not accepted; kind loguniform needs one above 0")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest value; of a kind that has them."""
+        assert self.low is not None
+        assert self.high is not None
+        return self.low, self.high
+
+    def takes(self, value: Any) -> bool:
+        """Returns whether a value lies in the range."""
+        if self.kind == "choice":
+            return value in self.values
+        low, high = self.bounds
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+Space = dict[str, Dimension]
+
+_RAMPS, _SPANS = ["linear", "cosine"], ["linear", "cosine", "window"]
+SHARED: dict[str, Space] = {
+    "learning_rate": {"train.learning_rate": Dimension("loguniform", 1e-4, 1e-2)},
+    "weight_decay": {"train.weight_decay": Dimension("loguniform", 1e-6, 1e-2)},
+    "fusion": {"model.fusion": Dimension("choice", values=list(FUSIONS))},
+}
+
+
+def pace_space(key: str) -> Space:
+    """Returns the dimensions of the pace under a key. Everything begins in the first 30 % of a run, so that what ends
+    early has been seen at work."""
+    kind = f"{key}.kind"
+    space = {
+        kind: Dimension("choice", values=["constant", "window", "linear", "cosine", "knots"]),
+        f"{key}.start": Dimension("uniform", 0.0, 0.3, when={kind: _SPANS}),
+        f"{key}.end": Dimension("uniform", 0.5, 1.0, when={kind: _SPANS}),
+        f"{key}.initial": Dimension("uniform", 0.0, 1.0, when={kind: _RAMPS}),
+        f"{key}.final": Dimension("uniform", 0.0, 1.0, when={kind: [*_RAMPS, "constant"]}),
+    }
+    for i in range(len(KNOTS)):
+        space[f"{key}.strengths[{i}]"] = Dimension("uniform", 0.0, 1.0, when={kind: ["knots"]})
+    return space
+
+
+def space_of(
+    settings: BalancingSettings,
+    groups: Sequence[str],
+    given: Mapping[str, Dimension],
+    epochs: int,
+    modalities: Sequence[str] = (),
+) -> Space:
+    """Returns the dimensions of a row, conditions first.
+
+    Args:
+        settings: of the row, for the ranges that its method declares.
+        groups: which of `GROUPS` are searched.
+        given: a user's own dimensions by key, in place of those declared, or beside them.
+        epochs: of a training run.
+        modalities: that have paces of their own, if these are searched.
+
+    Raises:
+        ConfigError: a condition on a key that is not searched, or conditions that go round in a circle.
+    """
+    space: Space = {}
+    own = [key.removeprefix("balancing.") for key in given if key.startswith("balancing.")]
+    if "method" in groups:
+        declared = settings.search_space(epochs, own)
+        space |= {f"balancing.{key}": Dimension(**found) for key, found in declared.items()}
+    fields = {f.name for f in dataclasses.fields(settings)}
+    if "pace" in groups and "pace" in fields:
+        space |= pace_space("balancing.pace")
+    if "paces" in groups and "paces" in fields:
+        for m in modalities:
+            space |= pace_space(f"balancing.paces.{m}")
+    for group, dimensions in SHARED.items():
+        if group in groups:
+            space |= dimensions
+    space |= given
+    for key, dimension in space.items():
+        for other in dimension.when:
+            if other not in space:
+                raise ConfigError(
+                    f"space.{key}.when: {other} is not searched; searched are {', '.join(space)}"
+                    f"{did_you_mean(other, space)}"
+                )
+    return _conditions_first(space)
+
+
+def _conditions_first(space: Space) -> Space:
+    ordered: Space = {}
+    left = dict(space)
+    while left:
+        ready = [key for key, d in left.items() if all(other in ordered for other in d.when)]
+        if not ready:
+            raise ConfigError(f"space: the conditions of {', '.join(left)} go round in a circle")
+        for key in ready:
+            ordered[key] = left.pop(key)
+    return ordered
+
+
+def draw(space: Space, ask: Callable[[str, Dimension], Any]) -> Values:
+    """Returns a value of each dimension whose conditions hold.
+
+    Args:
+        space: dimensions, conditions first.
+        ask: returns a value.
+    """
+    values: Values = {}
+    for key, dimension in space.items():
+        if all(values.get(other) in accepted for other, accepted in dimension.when.items()):
+            values[key] = ask(key, dimension)
+    return values
+
+
+def settings_from(values: Mapping[str, Any], kind: type[BalancingSettings]) -> dict[str, Any]:
+    """Returns values of searched keys as plain settings by section: {"balancing": {...}, "train": {...}, ...}.
+
+    Args:
+        values: by dotted key.
+        kind: the settings of the row's method.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        match = re.fullmatch(r"(\w+)\[(\d+)\]", name)
+        if match:
+            row = place.setdefault(match[1], [])
+            row += [None] * (int(match[2]) + 1 - len(row))
+            row[int(match[2])] = value
+        else:
+            place[name] = value
+    if own := nested.get("balancing"):
+        for pace in (own.get("pace", {}), *own.get("paces", {}).values()):
+            if pace.get("kind") == "knots":
+                pace.setdefault("knots", list(KNOTS[: len(pace["strengths"])]))
+        nested["balancing"] = kind.from_search(own)
+    return nested
+
+
+def values_in(space: Space, settings: Mapping[str, Any], kind: type[BalancingSettings]) -> Values | None:
+    """Returns where settings lie in a space; None if they do not.
+
+    Args:
+        space: conditions first.
+        settings: plain settings by section.
+        kind: the settings of the row's method.
+    """
+    flat = _flat({**settings, "balancing": kind.to_search(settings["balancing"])})
+    if any(key not in flat for key in space if not space[key].when):
+        return None
+    values = draw(space, lambda key, dimension: flat.get(key))
+    return values if all(space[key].takes(value) for key, value in values.items()) else None
+
+
+def _flat(content: Any, key: str = "") -> Values:
+    if isinstance(content, Mapping) and content:
+        return {k: v for name, own in content.items() for k, v in _flat(own, f"{key}.{name}" if key else name).items()}
+    if isinstance(content, list):
+        return {f"{key}[{i}]": value for i, value in enumerate(content)} | {key: content}
+    return {key: content}
+
+
+def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns plain settings with others in their place, section by section; a section that says its kind is replaced
+    as a whole."""
+    found = dict(base)
+    for key, value in own.items():
+        inner = found.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping) and "kind" not in value:
+            value = merged(inner, value)
+        found[key] = value
+    return found

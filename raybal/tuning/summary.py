@@ -1,0 +1,186 @@
+"""What came out of a sweep."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState, create_trial
+from scipy import stats
+
+from raybal.table.summary import Summary
+from raybal.tables import csv_of
+from raybal.tuning.search import distribution
+from raybal.tuning.spaces import Space, Values
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trial that has ended.
+
+    Attributes:
+        number: in its study.
+        values: of the searched keys.
+        accuracies: on validation, by epoch.
+        result: of one that was trained to the end, {"epoch", "epochs", "seconds", "heads", "probes", "gap", ...}, or
+            {"diverged": why}; None where it was stopped.
+    """
+
+    number: int
+    values: Values
+    accuracies: dict[int, float]
+    result: dict[str, Any] | None
+
+    @property
+    def state(self) -> str:
+        """ "finished", "stopped" or "diverged"."""
+        if self.result is None:
+            return "stopped"
+        return "diverged" if "diverged" in self.result else "finished"
+
+    @property
+    def accuracy(self) -> float:
+        """Validation accuracy of the epoch that is kept; of a trial that was stopped, the best that it reached."""
+        if self.state == "finished":
+            assert self.result is not None
+            return self.accuracies[self.result["epoch"]]
+        return max(self.accuracies.values(), default=0.0) if self.state == "stopped" else 0.0
+
+    @property
+    def gap(self) -> float | None:
+        """The balance gap; None where it was not measured."""
+        return self.result["gap"] if self.result is not None and self.state == "finished" else None
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """By which trials are ranked: accuracy, then likelihood."""
+        return self.accuracy, -float((self.result or {}).get("nll", 0.0))
+
+
+@dataclass(frozen=True)
+class RowFound:
+    """The trials of a row.
+
+    Attributes:
+        name, method: of the row.
+        space: that was searched.
+        trials: in order of their numbers.
+        rungs: epochs after which trials were stopped, ascending.
+        finalists: validation accuracies over seeds of the best trials, by number.
+    """
+
+    name: str
+    method: str
+    space: Space
+    trials: list[Found]
+    rungs: list[int]
+    finalists: dict[int, list[float]] = field(default_factory=dict)
+
+    def best(self, count: int) -> list[Found]:
+        """Returns the best finished trials, of different values, best first."""
+        found: list[Found] = []
+        for trial in sorted(self.finished, key=lambda t: t.order, reverse=True):
+            if all(trial.values != other.values for other in found):
+                found.append(trial)
+        return found[:count]
+
+    @property
+    def finished(self) -> list[Found]:
+        """The trials that were trained to the end."""
+        return [t for t in self.trials if t.state == "finished"]
+
+    @property
+    def chosen(self) -> Found:
+        """The finalist that is best on average."""
+        number = max(self.finalists, key=lambda n: float(np.mean(self.finalists[n])))
+        return next(t for t in self.trials if t.number == number)
+
+    @property
+    def score(self) -> float:
+        """Its mean validation accuracy over seeds."""
+        return float(np.mean(self.finalists[self.chosen.number]))
+
+    @property
+    def epochs(self) -> int:
+        """Epochs trained in all trials."""
+        return sum(len(t.accuracies) for t in self.trials)
+
+    @property
+    def front(self) -> list[Found]:
+        """The finished trials that no other beats in both accuracy and balance gap, most accurate first."""
+        front: list[Found] = []
+        for trial in sorted(self.finished, key=lambda t: (-t.accuracy, t.gap)):
+            if not front or trial.gap < front[-1].gap:  # type: ignore[operator]
+                front.append(trial)
+        return front
+
+    @cached_property
+    def importance(self) -> dict[str, float]:
+        """How much of the variation in accuracy each searched key explains (Optuna's PED-ANOVA or fANOVA), largest
+        first; empty where there are too few trials to tell."""
+        study = optuna.create_study(direction="maximize")
+        for trial in self.finished:
+            own = {key: distribution(self.space[key]) for key in trial.values}
+            study.add_trial(
+                create_trial(state=TrialState.COMPLETE, value=trial.accuracy, params=trial.values, distributions=own)
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                found = optuna.importance.get_param_importances(study)
+            except (RuntimeError, ValueError):
+                return {}
+        return {key: float(value) for key, value in found.items() if np.isfinite(value)}
+
+    def correlation(self, epoch: int) -> float | None:
+        """Returns Spearman's rank correlation between the accuracy after an epoch and that of the epoch that is kept,
+        over the finished trials; None with fewer than three or where all are equal."""
+        pairs = [(t.accuracies[epoch], t.accuracy) for t in self.finished if epoch in t.accuracies]
+        if len(pairs) < 3:
+            return None
+        early, final = zip(*pairs, strict=True)
+        if len(set(early)) < 2 or len(set(final)) < 2:
+            return None
+        return float(stats.spearmanr(early, final).statistic)
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """All rows, the final table if there is one, and the names of the modalities."""
+
+    rows: list[RowFound]
+    final: Summary | None
+    modalities: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Returns what came out as lines of text."""
+        found = []
+        for row in self.rows:
+            chosen = row.chosen
+            values = ", ".join(f"{key.removeprefix('balancing.')} {shown(v)}" for key, v in chosen.values.items())
+            found.append(
+                f"{row.name}: {len(row.trials)} trials, {len(row.finished)} to the end, {row.epochs} epochs; best "
+                f"trial {chosen.number}, validation {100 * row.score:.1f}% over {len(row.finalists[chosen.number])} "
+                f"seeds: {values}"
+            )
+        return [*found, *(self.final.lines() if self.final else [])]
+
+    def trials_csv(self) -> str:
+        """Returns one line a trial."""
+        keys = list(dict.fromkeys(key for row in self.rows for key in row.space))
+        lines = []
+        for row in self.rows:
+            for t in row.trials:
+                line: dict[str, Any] = {"row": row.name, "trial": t.number, "state": t.state, "accuracy": t.accuracy}
+                line |= {"gap": t.gap, "epochs": len(t.accuracies), "seconds": (t.result or {}).get("seconds")}
+                lines.append(line | {key: t.values.get(key) for key in keys})
+        return csv_of(lines)
+
+
+def shown(value: Any) -> str:
+    """Returns a value in few digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,195 @@
+"""One trial of a sweep: a training run that says after each epoch how far it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from raybal import hashing, memory
+from raybal.balancing.base import BalancingSettings
+from raybal.data.pool import Labelled
+from raybal.data.schema import Modality
+from raybal.models.classifier import ModelSettings
+from raybal.predictor import PredictorSpec
+from raybal.settings import from_plain
+from raybal.store import Store
+from raybal.table.cells import Cell, has_diverged, probe_on_validation
+from raybal.table.work import work
+from raybal.training.settings import TrainSettings
+from raybal.training.task import TrainTask
+from raybal.training.worker import train
+from raybal.tuning.config import TuneConfig
+from raybal.tuning.search import ACCURACY, EPOCH, GAP, NUMBER, RESULT, VALUES
+from raybal.tuning.spaces import Values, merged, settings_from
+
+
+@dataclass(frozen=True)
+class TrialRun(Cell):
+    """A training run of a trial: the one that was searched with has seed 0.
+
+    Attributes:
+        trial: "0007", or what the settings are called that no search suggested.
+    """
+
+    trial: str = ""
+
+    @property
+    def folder(self) -> str:
+        """trials/<row>/<trial>/<seed>."""
+        return f"trials/{self.row}/{self.trial}/{self.seed}"
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.row}, trial {self.trial.lstrip('0') or '0'}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all trials of a row share.
+
+    Attributes:
+        config: of the sweep, its pool and store as full addresses.
+        row: name of the row.
+        modalities, classes: of the pool.
+        token: of the driver's lease.
+        alone: accuracy of a probe of each encoder trained alone, on validation; those that the gap is measured by.
+    """
+
+    config: TuneConfig
+    row: str
+    modalities: tuple[Modality, ...]
+    classes: tuple[str, ...]
+    token: str
+    alone: Mapping[str, float]
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """The row's settings without what is searched, plain, by section."""
+        return {
+            "balancing": dataclasses.asdict(self.config.settings_of(self.row)),
+            "model": dataclasses.asdict(self.config.model),
+            "train": dataclasses.asdict(self.config.train),
+        }
+
+    def chosen(self, values: Values) -> dict[str, Any]:
+        """Returns searched values as plain settings by section, without those that are not searched."""
+        kind = type(self.config.settings_of(self.row))
+        found = settings_from(values, kind)
+        return {
+            **found,
+            "balancing": {"method": self.config.settings_of(self.row).method, **found.get("balancing", {})},
+        }
+
+    def settings(self, values: Values) -> tuple[BalancingSettings, ModelSettings, TrainSettings]:
+        """Returns a row's settings with a trial's values in them.
+
+        Raises:
+            ConfigError: they do not fit together, or a key is no setting.
+        """
+        content = merged(self.base, self.chosen(values))
+        return (
+            from_plain(BalancingSettings, content["balancing"], "balancing"),
+            from_plain(ModelSettings, content["model"], "model"),
+            from_plain(TrainSettings, content["train"], "train"),
+        )
+
+    def run_of(self, trial: str, values: Values, seed: int = 0) -> TrialRun:
+        """Returns a training run of some values."""
+        return TrialRun(self.row, self.settings(values)[2].learning_rate, seed, trial)
+
+    def task(self, run: TrialRun, values: Values) -> TrainTask:
+        """Returns a run as a task."""
+        balancing, model, settings = self.settings(values)
+        weights = hashing.digest(self.config.seed, "weights", run.seed)
+        return TrainTask(
+            store=self.config.store,
+            folder=run.folder,
+            pool=self.config.pool,
+            spec=PredictorSpec(self.modalities, self.classes, model, balancing, weights),
+            settings=settings,
+            seed=hashing.digest(self.config.seed, "train", run.seed),
+            token=self.token,
+        )
+
+
+def run_trial(config: dict[str, Any], plan: Plan, parts: tuple[Labelled, Labelled]) -> None:
+    """Ray Tune's function: trains what a trial's values say, from the last epoch on that an earlier start of it
+    reached, and reports every epoch.
+
+    Args:
+        config: the trial's number and values.
+        plan: of the row.
+        parts: training and validation items.
+    """
+    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    store = Store(plan.config.store)
+    run = plan.run_of(f"{config[NUMBER]:04d}", config[VALUES])
+    task = plan.task(run, config[VALUES])
+    if not store.exists(f"{run.folder}/items.parquet"):
+        task.write_items(*parts)
+    try:
+        history = store.read_yaml(run.trained).get("history", []) if store.exists(run.trained) else task.history()
+        for record in history:
+            tune.report(_report(record))
+        work(store, run, task, None, lambda t: _train(t, plan))
+        tune.report(_outcome(store, run, task, plan))
+    finally:
+        memory.give_back()
+
+
+def _train(task: TrainTask, plan: Plan) -> dict[str, Any]:
+    if not task.settings.num_workers:
+        return task.run(on_epoch=lambda record: tune.report(_report(record)))
+    return train(task, plan.config.resources, [TuneReportCallback()], _report)
+
+
+def _report(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        EPOCH: record["epoch"],
+        ACCURACY: record["validation"]["fused"]["accuracy"],
+        # Ray Tune wants every objective in every report; this one is known at the end.
+        GAP: math.nan,
+        RESULT: None,
+    }
+
+
+def _outcome(store: Store, run: TrialRun, task: TrainTask, plan: Plan) -> dict[str, Any]:
+    """Returns the last report of a trial that was trained to the end: the epoch that is kept."""
+    trained = store.read_yaml(run.trained)
+    if has_diverged(store, run):
+        return {ACCURACY: 0.0, GAP: 1.0, RESULT: json.dumps({"diverged": trained["diverged"]})}
+    name = f"{run.folder}/probes.yaml"
+    if not store.exists(name):
+        store.write_yaml(name, probe_on_validation(task))
+    probes = store.read_yaml(name)
+    kept = trained["history"][trained["epoch"] - 1]["validation"]
+    ratios = {m: probes[m] / alone for m, alone in plan.alone.items() if probes.get(m) is not None}
+    gap = gap_of(ratios)
+    facts = {
+        "epoch": trained["epoch"],
+        "seconds": trained["seconds"],
+        "nll": kept["fused"]["nll"],
+        "heads": {m: kept[m]["accuracy"] for m in probes if kept.get(m)},
+        "probes": probes,
+        "gap": gap,
+    }
+    # As text: Ray Tune would flatten a mapping.
+    return {ACCURACY: kept["fused"]["accuracy"], GAP: gap, RESULT: json.dumps(facts)}
+
+
+def gap_of(ratios: Mapping[str, float]) -> float:
+    """Returns how unevenly modalities have learnt: the largest minus the smallest ratio of an encoder's probe to that
+    of the same encoder trained alone; 0 where fewer than two can be compared."""
+    return max(ratios.values()) - min(ratios.values()) if len(ratios) > 1 else 0.0
