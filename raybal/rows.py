@@ -43,10 +43,7 @@ class Rows:
             return content
         self.check(rows)
         if isinstance(given.get(self.choice), str):
-            raise ConfigError(
-                f"{self.settings}.{self.choice}: a {self.what} has several rows, so it is not one key; give "
-                f"{self.names}, e.g. --{self.names} {given[self.choice]}"
-            )
+            raise ConfigError(self._one_key(given[self.choice]))
         for name, own in given.items():
             if name not in rows and name not in self.registry.names():
                 raise ConfigError(f"{self._unknown(name, rows)}{did_you_mean(name, rows)}")
@@ -83,8 +80,16 @@ class Rows:
             ConfigError: an option of what is no row.
         """
         for name in given.get(self.settings, {}):
+            if name == self.choice:
+                raise ConfigError(self._one_key(given[self.settings][name]))
             if name not in rows:
                 raise ConfigError(self._unknown(name, rows))
+
+    def _one_key(self, value: Any) -> str:
+        return (
+            f"{self.settings}.{self.choice}: a {self.what} has several rows, so it is not one key; give {self.names}, "
+            f"e.g. --{self.names} {value}"
+        )
 
     def _unknown(self, name: str, rows: Sequence[str]) -> str:
         return f"{self.settings}.{name}: the {self.what} has no such row; {self.names} are {', '.join(map(str, rows))}"

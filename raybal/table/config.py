@@ -82,11 +82,26 @@ class TableConfig(Settings):
 
     @classmethod
     def complete(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        content = cls._of_one_model(content)
         train = content.get("train")
         for key, instead in (("learning_rate", "give learning_rates"), ("round_start", "a table has no rounds")):
             if isinstance(train, Mapping) and key in train:
                 raise ConfigError(f"train.{key}: {train[key]!r} is not looked at by a table; {instead}")
         return ROWS.complete(content, METHODS.names())
+
+    @staticmethod
+    def _of_one_model(content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns settings of a single model, as a sweep writes them and a loop takes them, as those of one row."""
+        balancing, train = content.get("balancing"), content.get("train")
+        if not isinstance(balancing, Mapping) or not isinstance(method := balancing.get("method"), str):
+            return content
+        found = {**content, "balancing": {method: balancing}}
+        if found.get("methods") is None:
+            found["methods"] = [method]
+        if isinstance(train, Mapping) and "learning_rate" in train:
+            found["train"] = {key: value for key, value in train.items() if key != "learning_rate"}
+            found.setdefault("learning_rates", [train["learning_rate"]])
+        return found
 
     def __post_init__(self) -> None:
         super().__post_init__()

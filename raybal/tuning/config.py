@@ -12,7 +12,7 @@ from raybal.errors import ConfigError, did_you_mean
 from raybal.models.classifier import ModelSettings
 from raybal.resources import ResourceSettings
 from raybal.rows import Rows
-from raybal.settings import Settings, setting
+from raybal.settings import Settings, from_plain, setting
 from raybal.training.settings import TrainSettings
 from raybal.tuning.spaces import GROUPS, Dimension
 
@@ -71,9 +71,11 @@ class TuneConfig(Settings):
         factory=lambda: ["method", "pace", "learning_rate", "weight_decay"],
         help=f"what is searched, of {', '.join(GROUPS)}; paces: a pace for each modality, where a method can have them",
     )
-    space: dict[str, Dimension] = setting(
+    space: dict[str, Any] = setting(
         factory=dict,
-        help="ranges by key of a row's settings, in place of those declared or beside them; a plain value fixes a key",
+        help="ranges by key of a row's settings, in place of those declared or beside them: '{KEY: {kind: uniform, "
+        "low: L, high: H}}' (or loguniform, int), '{KEY: {values: [A, B]}}', each with `when: {OTHER: [A]}` if it "
+        "depends on another; a plain value fixes a key",
     )
     objective: Literal["accuracy", "both"] = setting(
         "accuracy",
@@ -94,14 +96,12 @@ class TuneConfig(Settings):
 
     @classmethod
     def complete(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        found = dict(ROWS.complete(content, DEFAULT_METHODS))
-        if isinstance(space := found.get("space"), Mapping):
-            found["space"] = {key: _dimension(value) for key, value in space.items()}
-        return found
+        return ROWS.complete(content, DEFAULT_METHODS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ROWS.check(self.methods)
+        _ = self.dimensions
         for group in self.search:
             if group not in GROUPS:
                 raise ConfigError(
@@ -112,6 +112,15 @@ class TuneConfig(Settings):
 
     def check_typed(self, given: Mapping[str, Any]) -> None:
         ROWS.check_typed(given, self.methods)
+
+    @property
+    def dimensions(self) -> dict[str, Dimension]:
+        """The ranges of `space`.
+
+        Raises:
+            ConfigError: one is none.
+        """
+        return {key: from_plain(Dimension, _dimension(value), f"space.{key}") for key, value in self.space.items()}
 
     def settings_of(self, row: str) -> BalancingSettings:
         """Returns the balancing settings of a row."""

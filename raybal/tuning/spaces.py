@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -159,6 +159,23 @@ def draw(space: Space, ask: Callable[[str, Dimension], Any]) -> Values:
         if all(values.get(other) in accepted for other, accepted in dimension.when.items()):
             values[key] = ask(key, dimension)
     return values
+
+
+def samples(space: Space) -> Iterator[Values]:
+    """Yields values of a space: the first and the last of every dimension, and every choice with the first of
+    others."""
+
+    def end(dimension: Dimension, last: bool) -> Any:
+        if dimension.kind == "choice":
+            return dimension.values[-1 if last else 0]
+        return (int if dimension.kind == "int" else float)(dimension.bounds[last])
+
+    yield draw(space, lambda _, dimension: end(dimension, False))
+    yield draw(space, lambda _, dimension: end(dimension, True))
+    for key, dimension in space.items():
+        for value in dimension.values:
+            fixed = {key: value}
+            yield draw(space, lambda k, d, fixed=fixed: fixed.get(k, end(d, False)))  # type: ignore[misc]
 
 
 def settings_from(values: Mapping[str, Any], kind: type[BalancingSettings]) -> dict[str, Any]:

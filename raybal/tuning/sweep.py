@@ -18,7 +18,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -45,7 +45,7 @@ from raybal.tuning.config import TuneConfig
 from raybal.tuning.journal import StoreJournal
 from raybal.tuning.page import write_page
 from raybal.tuning.search import FACTS, Halving, StudySearch, accuracies_of, rungs, values_of
-from raybal.tuning.spaces import Dimension, Space, Values, draw, merged, space_of, values_in
+from raybal.tuning.spaces import Dimension, Space, Values, merged, samples, space_of, values_in
 from raybal.tuning.summary import Found, RowFound, SweepSummary
 from raybal.tuning.trial import Plan, TrialRun, run_trial
 
@@ -167,11 +167,11 @@ class Sweep:
             section, _, name = key.partition(".")
             return section != "balancing" or re.split(r"[.\[]", name)[0] in fields[kind]
 
-        for key in self.config.space:
+        for key in self.config.dimensions:
             if not any(has(kind, key) for kind in fields):
                 known = sorted({f"balancing.{name}" for names in fields.values() for name in names})
                 raise ConfigError(f"space.{key}: no method of the sweep has such a key{did_you_mean(key, known)}")
-        return {key: dimension for key, dimension in self.config.space.items() if has(type(settings), key)}
+        return {key: dimension for key, dimension in self.config.dimensions.items() if has(type(settings), key)}
 
     # How it is run.
 
@@ -410,23 +410,6 @@ def first_values(settings: BalancingSettings, space: Space, base: Mapping[str, A
         if values is not None and values not in found:
             found.append(values)
     return found
-
-
-def samples(space: Space) -> Iterator[Values]:
-    """Yields values of a space: the first and the last of every dimension, and every choice with the first of
-    others."""
-
-    def end(dimension: Dimension, last: bool) -> Any:
-        if dimension.kind == "choice":
-            return dimension.values[-1 if last else 0]
-        return (int if dimension.kind == "int" else float)(dimension.bounds[last])
-
-    yield draw(space, lambda _, dimension: end(dimension, False))
-    yield draw(space, lambda _, dimension: end(dimension, True))
-    for key, dimension in space.items():
-        for value in dimension.values:
-            fixed = {key: value}
-            yield draw(space, lambda k, d, fixed=fixed: fixed.get(k, end(d, False)))  # type: ignore[misc]
 
 
 def validation_accuracy(store: Store, run: TrialRun) -> float:

@@ -227,15 +227,16 @@ def test_without_names_every_method_that_can_be_built_is_a_row(tmp_path, caplog)
         )
 
 
-def test_rates_cannot_be_compared_without_validation(tmp_path):
+def test_rates_cannot_be_compared_without_validation(tmp_path, monkeypatch):
     table = bare_table(tmp_path, groups="one", methods=["joint"], seeds=1, train={"epochs": 1})
 
-    def here(cells, progress, final):
+    def here(filler, cells, *, measured):
         for cell in cells:
-            table_work.work(table.store, cell, table.task(cell), table.test, lambda task: task.run())
-            progress.done(cell, table.store)
+            task = table.task(cell)
+            task.write_items(*table.material.parts(cell.seed))
+            table_work.work(table.store, cell, task, table.test, lambda task: task.run())
 
-    table._side_by_side = here
+    monkeypatch.setattr(table_fill.Filler, "fill", here)
     with Lease(table.store) as lease:
         table.lease = lease
         assert [row.name for row in table.run().rows] == ["joint"]

@@ -1,0 +1,195 @@
+"""Suggestions and early stopping, without a cluster: what Ray Tune asks for is asked for here."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from ray.tune.schedulers import TrialScheduler
+
+from raybal.balancing.base import METHODS
+from raybal.store import Store
+from raybal.tuning.journal import StoreJournal
+from raybal.tuning.search import (
+    ACCURACY,
+    EPOCH,
+    GAP,
+    NUMBER,
+    RESULT,
+    VALUES,
+    Halving,
+    StudySearch,
+    accuracies_of,
+    rungs,
+)
+from raybal.tuning.spaces import space_of
+
+EPOCHS = 9
+SPACE = space_of(METHODS.get("mlb").Settings(method="mlb"), ["method", "pace", "learning_rate"], {}, EPOCHS)
+FIRST = [{"balancing.beta_max": 2.0, "balancing.slope": 0.5, "balancing.pace.kind": "constant",
+          "balancing.pace.final": 1.0, "train.learning_rate": 1e-3}]  # fmt: skip
+
+
+def accuracy(values: dict, epoch: int) -> float:
+    """Made up: the best learning rate is 2e-3, and the best ceiling 5."""
+    off = abs(math.log(values["train.learning_rate"] / 2e-3)) + 0.2 * (values["balancing.beta_max"] != 5.0)
+    return (1 - math.exp(-epoch / 3)) * math.exp(-off)
+
+
+class LostError(Exception):
+    """The driver is killed."""
+
+
+class Sweep:
+    """One start of a driver that runs one trial at a time, as Ray Tune does."""
+
+    def __init__(self, store: Store, total: int, *, gap: bool = False, dies_after: int | None = None) -> None:
+        self.search = StudySearch(StoreJournal(store, "optuna.log"), "row", SPACE, total, 7, gap=gap, first=FIRST)
+        self.halving = Halving(self.search.study, EPOCHS, 2, 2.0)
+        self.trained: list[int] = []
+        self._left = dies_after
+
+    def run(self) -> optuna.Study:
+        for k in range(self.search.left):
+            trial = SimpleNamespace(trial_id=f"t{k}")
+            config = self.search.suggest(trial.trial_id)
+            self.trained.append(config[NUMBER])
+            self.halving.on_trial_add(None, trial)
+            self._one(trial, config)
+        return self.search.study
+
+    def _one(self, trial: SimpleNamespace, config: dict) -> None:
+        for epoch in range(1, EPOCHS + 1):
+            if self._left is not None:
+                self._left -= 1
+                if self._left < 0:
+                    raise LostError
+            report = {EPOCH: epoch, ACCURACY: accuracy(config[VALUES], epoch), GAP: math.nan, RESULT: None}
+            if self.halving.on_trial_result(None, trial, report) == TrialScheduler.STOP:
+                self.search.on_trial_complete(trial.trial_id, report)
+                return
+            self.search.on_trial_result(trial.trial_id, report)
+        facts = {"epoch": EPOCHS, "gap": 0.1, "seconds": 1.0}
+        last = {ACCURACY: accuracy(config[VALUES], EPOCHS), GAP: 0.1, RESULT: json.dumps(facts)}
+        self.halving.on_trial_result(None, trial, last)
+        self.search.on_trial_complete(trial.trial_id, last)
+
+
+def facts(study: optuna.Study) -> list:
+    return [(t.number, t.params, t.state, t.values, accuracies_of(t)) for t in study.trials]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> list:
+    return facts(Sweep(Store(tmp_path_factory.mktemp("sweep")), 24).run())
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 5, 31, 60])
+def test_a_driver_that_was_lost_is_replaced_by_one_that_suggests_the_same(tmp_path, undisturbed, epochs):
+    store = Store(tmp_path)
+    first = Sweep(store, 24, dies_after=epochs)
+    with pytest.raises(LostError):
+        first.run()
+    second = Sweep(store, 24)
+    found = facts(second.run())
+    assert found == undisturbed
+    assert second.trained[0] == first.trained[-1]
+    assert len(first.trained) + len(second.trained) == 24 + 1
+
+
+def test_lost_again_and_again(tmp_path, undisturbed):
+    store, starts = Store(tmp_path), 0
+    while True:
+        starts += 1
+        try:
+            found = facts(Sweep(store, 24, dies_after=11).run())
+            break
+        except LostError:
+            continue
+    assert found == undisturbed
+    assert starts > 3
+
+
+def test_the_total_is_what_was_asked_for_and_may_grow(tmp_path, undisturbed):
+    store = Store(tmp_path)
+    assert len(Sweep(store, 10).run().trials) == 10
+    again = Sweep(store, 10)
+    assert again.search.left == 0
+    assert facts(Sweep(store, 24).run()) == undisturbed
+
+
+def test_published_values_are_tried_first(undisturbed):
+    assert undisturbed[0][1] == FIRST[0]
+    ended = [trial for trial in undisturbed if trial[2] == TrialState.COMPLETE]
+    assert max(trial[3][0] for trial in ended) > 2 * undisturbed[0][3][0]
+
+
+def test_stopped_trials_are_told_as_stopped(undisturbed):
+    states = [trial[2] for trial in undisturbed]
+    assert set(states) == {TrialState.COMPLETE, TrialState.PRUNED}
+    for _, params, state, values, reports in undisturbed:
+        last = max(reports)
+        assert list(reports) == list(range(1, last + 1))
+        assert (state == TrialState.COMPLETE) == (last == EPOCHS)
+        assert last in (*rungs(EPOCHS, 2, 2.0), EPOCHS)
+        if state == TrialState.COMPLETE:
+            assert values == [accuracy(params, EPOCHS)]
+
+
+def test_halving_keeps_the_better_half(undisturbed):
+    assert rungs(EPOCHS, 2, 2.0) == [2, 4, 8]
+    for rung in (2, 4):
+        # Each was compared with those that had come so far before it.
+        seen: list[float] = []
+        for _, _, _, _, reports in undisturbed:
+            if rung in reports:
+                middle = sorted(seen)[len(seen) // 2] if len(seen) % 2 else None
+                if middle is not None:
+                    assert (max(reports) > rung) == (reports[rung] >= middle)
+                seen.append(reports[rung])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "grace", "reduction", "expected"),
+    [(15, 5, 2.0, [5, 10]), (15, 5, 3.0, [5]), (20, 3, 1.5, [3, 5, 7, 11, 16]), (4, 4, 2.0, []), (10, 5, 2.0, [5])],
+)
+def test_rungs_are_those_of_the_scheduler(epochs, grace, reduction, expected):
+    assert rungs(epochs, grace, reduction) == expected
+    study = optuna.create_study()
+    if expected:
+        found = [m for m, _ in reversed(Halving(study, epochs, grace, reduction)._brackets[0]._rungs)]
+        assert [math.ceil(m) for m in found] == expected
+
+
+def test_both_objectives(tmp_path):
+    study = Sweep(Store(tmp_path), 16, gap=True).run()
+    assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert {t.state for t in study.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert all(t.values == [accuracy(t.params, EPOCHS), 0.1] for t in study.best_trials)
+    assert all(accuracies_of(t) for t in study.trials)
+
+
+def test_a_trial_that_failed_is_tried_again(tmp_path):
+    store = Store(tmp_path)
+    first = Sweep(store, 3)
+    number = first.search.suggest("t0")[NUMBER]
+    first.search.on_trial_complete("t0", None, error=True)
+    assert first.search.left == 3
+    second = Sweep(store, 3)
+    study = second.run()
+    assert second.trained == [number, 1, 2]
+    assert all(t.state.is_finished() for t in study.trials)
+
+
+def test_optuna_itself_reads_the_journal(tmp_path, undisturbed):
+    Sweep(Store(tmp_path), 24).run()
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "optuna.log")))
+    study = optuna.load_study(study_name="row", storage=storage)
+    assert facts(study) == undisturbed
+    assert study.best_value == max(t[3][0] for t in undisturbed if t[2] == TrialState.COMPLETE)

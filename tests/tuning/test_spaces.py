@@ -1,0 +1,181 @@
+"""What a sweep may change."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+
+from raybal.balancing.base import METHODS, BalancingSettings
+from raybal.balancing.mlb import MLBSettings
+from raybal.config import parse
+from raybal.errors import ConfigError
+from raybal.settings import from_plain
+from raybal.tuning.config import TuneConfig
+from raybal.tuning.spaces import Dimension, draw, merged, samples, settings_from, space_of, values_in
+from raybal.tuning.sweep import first_values
+
+ALL = ["method", "pace", "learning_rate", "weight_decay", "fusion"]
+
+
+def settings_of(method: str) -> BalancingSettings:
+    return METHODS.get(method).Settings(method=method)
+
+
+def base_of(settings: BalancingSettings) -> dict:
+    train = {"learning_rate": 1e-3, "weight_decay": 1e-4}
+    return {"balancing": dataclasses.asdict(settings), "train": train, "model": {"fusion": "concat"}}
+
+
+def random_values(space, seed: int) -> dict:
+    generator = random.Random(seed)
+
+    def ask(key, dimension):
+        if dimension.kind == "choice":
+            return generator.choice(dimension.values)
+        if dimension.kind == "int":
+            return generator.randint(*map(int, dimension.bounds))
+        return generator.uniform(*dimension.bounds)
+
+    return draw(space, ask)
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_all_that_a_space_holds_are_settings_of_the_method_and_are_found_again(method):
+    settings = settings_of(method)
+    space = space_of(settings, [*ALL, "paces"], {}, 20, ["audio", "video"])
+    base = base_of(settings)
+    for values in [*samples(space), *(random_values(space, seed) for seed in range(50))]:
+        chosen = merged(base, settings_from(values, type(settings)))
+        built = from_plain(BalancingSettings, chosen["balancing"])
+        assert type(built) is type(settings)
+        found = values_in(space, {**chosen, "balancing": dataclasses.asdict(built)}, type(settings))
+        assert found == pytest.approx(values) if found is None else found.keys() == values.keys()
+        assert all(found[k] == pytest.approx(v) if isinstance(v, float) else found[k] == v for k, v in values.items())
+
+
+def test_a_condition_decides_what_is_asked():
+    space = space_of(settings_of("mlb"), ["method"], {}, 20)
+    asked = []
+    draw(space, lambda key, dimension: asked.append(key) or {"balancing.beta_max": 1.0}.get(key, 0.5))
+    assert asked == ["balancing.beta_max", "balancing.alpha"]
+    asked.clear()
+    draw(space, lambda key, dimension: asked.append(key) or {"balancing.beta_max": 5.0}.get(key, 0.5))
+    assert asked == ["balancing.beta_max", "balancing.slope"]
+
+
+def test_slope_and_ceiling_stand_for_alpha():
+    found = settings_from({"balancing.beta_max": 5.0, "balancing.slope": 8.0}, MLBSettings)
+    assert found == {"balancing": {"beta_max": 5.0, "alpha": 2.0}}
+    plain = space_of(settings_of("mlb"), ["method"], {"balancing.alpha": Dimension("uniform", 1.0, 3.0)}, 20)
+    assert set(plain) == {"balancing.beta_max", "balancing.alpha"}
+    assert plain["balancing.alpha"] == Dimension("uniform", 1.0, 3.0)
+
+
+def test_published_values_come_first_and_those_outside_a_range_do_not():
+    settings = settings_of("mlb")
+    first = first_values(settings, space_of(settings, ["method", "pace", "learning_rate"], {}, 20), base_of(settings))
+    rest = {"balancing.pace.kind": "constant", "balancing.pace.final": 1.0, "train.learning_rate": 1e-3}
+    assert first == [
+        # The default first; beta_max 0.5 of UCF101 is outside.
+        {"balancing.beta_max": 2.0, "balancing.slope": 0.5, **rest},
+        {"balancing.beta_max": 10.0, "balancing.slope": 4.5, **rest},
+        {"balancing.beta_max": 2.0, "balancing.slope": 5.0, **rest},
+        {"balancing.beta_max": 1.0, "balancing.alpha": 2.0, **rest},
+    ]
+    narrow = space_of(settings, ["method"], {"balancing.alpha": Dimension("uniform", 1.0, 3.0)}, 20)
+    assert first_values(settings, narrow, base_of(settings)) == [{"balancing.beta_max": 1.0, "balancing.alpha": 2.0}]
+    own = MLBSettings(alpha=2.5)
+    assert first_values(own, narrow, base_of(own))[0] == {"balancing.beta_max": 2.0, "balancing.alpha": 2.5}
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_what_is_published_is_accepted(method):
+    for own in settings_of(method).published:
+        from_plain(BalancingSettings, {"method": method, **own})
+
+
+def test_intervals_of_relearning_are_shares_of_the_run():
+    assert space_of(settings_of("diagnosing_relearning"), ["method"], {}, 90)["balancing.interval"].values == [
+        5, 10, 15, 20, 30,
+    ]  # fmt: skip
+    assert space_of(settings_of("diagnosing_relearning"), ["method"], {}, 18)["balancing.interval"].values == [
+        1, 2, 3, 4, 6,
+    ]  # fmt: skip
+
+
+def test_every_modality_has_a_pace_of_its_own():
+    space = space_of(settings_of("mlb"), ["paces"], {}, 20, ["audio", "video"])
+    assert {key.split(".")[2] for key in space} == {"audio", "video"}
+    values = random_values(space, 0) | {
+        "balancing.paces.audio.kind": "knots",
+        **{f"balancing.paces.audio.strengths[{i}]": 0.1 * i for i in range(4)},
+    }
+    found = settings_from(values, MLBSettings)["balancing"]["paces"]["audio"]
+    assert found["strengths"] == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert found["knots"] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+
+
+def test_a_user_narrows_fixes_and_extends():
+    text = """{
+        train.weight_decay: 1e-4,
+        balancing.alpha: {kind: uniform, low: 1, high: 3},
+        train.momentum: {kind: uniform, low: 0, high: 0.9, when: {train.batch_size: [16]}},
+        train.batch_size: {values: [16, 32]},
+    }"""
+    config = parse(TuneConfig, ["--space", text])
+    space = space_of(settings_of("mlb"), ["method", "weight_decay"], config.dimensions, 20)
+    assert space["train.weight_decay"] == Dimension("choice", values=[1e-4])
+    assert space["balancing.alpha"] == Dimension("uniform", 1.0, 3.0)
+    values = random_values(space, 1) | {"train.batch_size": 16}
+    assert settings_from(values, MLBSettings)["train"]["weight_decay"] == 1e-4
+    keys = list(space)
+    assert keys.index("train.batch_size") < keys.index("train.momentum")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kind": "uniform", "low": 3, "high": 1}, "low, high: 3.0 and 1.0 are not accepted"),
+        ({"kind": "loguniform", "low": 0, "high": 1}, "kind loguniform needs one above 0"),
+        ({"values": []}, "kind choice needs at least one"),
+        ({"kind": "uniform", "low": 0, "high": 1, "values": [1]}, "is for kind choice, and kind is uniform"),
+        ({"low": 0, "high": 1, "values": [1]}, "kind choice has values"),
+        ({"kind": "unifrom", "low": 0, "high": 1}, "did you mean 'uniform'"),
+    ],
+)
+def test_a_range_that_is_none_is_refused(given, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        from_plain(TuneConfig, {"space": {"train.momentum": given}})
+    assert str(caught.value).startswith("space.train.momentum")
+
+
+def test_conditions_are_on_searched_keys_and_end_somewhere():
+    on = {"train.momentum": Dimension("uniform", 0.0, 0.9, when={"train.optimiser": ["sgd"]})}
+    with pytest.raises(ConfigError, match=r"train\.optimiser is not searched"):
+        space_of(settings_of("joint"), ["learning_rate"], on, 20)
+    circle = {
+        "train.a": Dimension("choice", values=[1], when={"train.b": [1]}),
+        "train.b": Dimension("choice", values=[1], when={"train.a": [1]}),
+    }
+    with pytest.raises(ConfigError, match=r"train\.a, train\.b go round in a circle"):
+        space_of(settings_of("joint"), [], circle, 20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--search", "method,learning-rate"],
+            r"search: 'learning-rate' is not accepted.*did you mean 'learning_rate'",
+        ),
+        (["--methods", "mlb,mlb"], "methods: 'mlb' is there twice"),
+        (["--methods", "multi_loss", "--balancing.mlb.alpha", "3"], r"balancing\.mlb: the sweep has no such row"),
+        (["--train.round-start", "warm"], r"train\.round_start: a sweep has no rounds"),
+        (["--objective", "gap"], r"objective: 'gap' is not accepted"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(TuneConfig, arguments)
