@@ -27,6 +27,7 @@ from raybal.settings import Settings, describe, from_plain, setting
 from raybal.stopping import StopSettings
 from raybal.store import Store, yaml_problem
 from raybal.training.settings import TrainSettings
+from raybal.tuning.config import RetuneSettings
 
 S = TypeVar("S", bound=Settings)
 
@@ -51,6 +52,7 @@ class LoopConfig(Settings):
     balancing: BalancingSettings = setting(factory=MLBSettings, help="what keeps the modalities balanced")
     train: TrainSettings = setting(factory=TrainSettings, help="how a model is trained in each round")
     query: QuerySettings = setting(factory=lambda: BMMALSettings(strategy="bmmal"), help="what chooses the next items")
+    tuning: RetuneSettings = setting(factory=RetuneSettings, help="tuning of the method's settings between rounds")
     stop: StopSettings = setting(factory=StopSettings, help="when to end before the label budget is spent")
     labelling: LabellingSettings = setting(factory=LabellingSettings, help="where labels come from")
     resources: ResourceSettings = setting(factory=ResourceSettings, help="what may be used of the cluster")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raybal import hashing
+from raybal.balancing.base import BalancingSettings
 from raybal.begun import Kind
 from raybal.config import LoopConfig, defining
 from raybal.costs import affordable, item_costs
@@ -28,7 +29,12 @@ from raybal.querying.base import STRATEGIES, QueryStrategy, QuotaSettings, build
 from raybal.querying.embedding import EmbeddingSettings, check_features
 from raybal.querying.random import Random
 from raybal.rounds import Round, asked_in
+from raybal.settings import from_plain
 from raybal.store import Store
+from raybal.training.settings import TrainSettings
+from raybal.tuning.inside import plan_of, settings_in_force
+from raybal.tuning.spaces import merged
+from raybal.tuning.trial import Plan
 
 BEGUN = Kind("experiment", format=1)
 
@@ -60,6 +66,8 @@ class Experiment:
         self.config.train.resolve_device()
         self._check_costs()
         self._check_strategies()
+        if config.tuning.every is not None:
+            self.tuning_plan(store, Round(store, 0))
         self.labeller = self._labeller()
         self._asked_before: dict[int, list[str]] = {}
         for split in ("val", "test"):
@@ -71,6 +79,24 @@ class Experiment:
         """The model and the method; every round starts from the same fresh weights."""
         seed = hashing.digest(self.config.seed, "weights")
         return PredictorSpec(self.pool.info.modalities, self.classes, self.config.model, self.config.balancing, seed)
+
+    def settings_in(self, current: Round) -> tuple[PredictorSpec, TrainSettings]:
+        """Returns what a round trains, and how: with what the newest tuning has set."""
+        tuned = settings_in_force(current)
+        train = dataclasses.replace(self.config.train, **tuned.get("train", {}))
+        own = tuned.get("balancing")
+        if own is None:
+            return self.spec, train
+        balancing = from_plain(BalancingSettings, merged(dataclasses.asdict(self.config.balancing), own), "balancing")
+        return dataclasses.replace(self.spec, balancing=balancing), train
+
+    def tuning_plan(self, store: Store, current: Round) -> Plan:
+        """Returns what a tuning in a round searches.
+
+        Raises:
+            ConfigError: there is nothing to search, or a range is not accepted.
+        """
+        return plan_of(self.config, self.pool, self.classes, store, self.seed("tune", current))
 
     def seed(self, what: str, current: Round) -> int:
         """Returns the seed of something in a round."""

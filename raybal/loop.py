@@ -1,14 +1,16 @@
 """The round state machine.
 
-A round scores the unlabelled pool with the last round's model, selects a query, asks for its labels, trains, and
-evaluates. Each of these phases ends with a marker in the store; starting the same command again skips what has a
-marker and repeats the rest, which gives the same result because every phase is a function of what came before it.
+A round scores the unlabelled pool with the last round's model, selects a query, asks for its labels, now and then tunes
+settings if that is wanted, trains, and evaluates. Each of these phases ends with a marker in the store; starting the
+same command again skips what has a marker and repeats the rest, which gives the same result because every phase is a
+function of what came before it.
 
     experiment.yaml    what defines the experiment, and all settings
     lease.yaml         which driver is at work
     labels/            the label journal
     sheets/            query sheets, with the table labeller
     rounds/003/        one round (raybal.rounds)
+    rounds/003/tune/   the trials of a tuning (raybal.tuning.inside)
     ended.yaml         why the last start ended, if it did not stop to wait for people
     report.html        the report, and tensorboard/ beside it
 """
@@ -28,6 +30,7 @@ from numpy.typing import NDArray
 
 from raybal import hashing, memory
 from raybal.config import LoopConfig
+from raybal.data.pool import Labelled
 from raybal.errors import shorten
 from raybal.experiment import BEGUN, Experiment
 from raybal.labelling.journal import Answer, Journal, Labels
@@ -47,6 +50,7 @@ from raybal.store import Store
 from raybal.training.evaluate import evaluate, mean_contributions
 from raybal.training.task import TrainTask
 from raybal.training.worker import train
+from raybal.tuning.inside import retune, seconds_left, settings_in_force
 
 FOLDERS = ("labels", "sheets", "rounds", "tensorboard")
 
@@ -215,29 +219,59 @@ class Loop:
             "conflicts": sorted(labels.conflicts),
         }
 
+    def _tune(self, current: Round) -> dict[str, Any]:
+        tuning = self.config.tuning
+        if tuning.every is None or current.number == 0 or current.number % tuning.every:
+            return {}
+        parts = self._items(current)
+        if parts is None or not all(parts):
+            log.warning("no tuning in this round: there are no labelled items to validate by")
+            return {"skipped": "no labelled items to validate by"}
+        seconds = seconds_left(current, tuning.share)
+        if seconds <= 0:
+            log.info("no tuning in this round: it has had its share of the time")
+            return {"skipped": "tuning has had its share of the time"}
+        if capacity("GPU") > 0:
+            self._stop_scorers()
+        earlier = [Round(self.store, number) for number in range(current.number)]
+        tuned = [r for r in earlier if r.done("tune") and r.facts("tune").get("trials")]
+        store = Store(self.store.path(f"{current.folder}/tune"))
+        plan = self.experiment.tuning_plan(store, current)
+        return retune(plan, parts, settings_in_force(current), tuned[-1] if tuned else None, seconds)
+
     def _train(self, current: Round) -> dict[str, Any]:
         if self._training_needs_scorers_gpus():
             self._stop_scorers()
-        known = self.journal.read().known
-        if not known:
+        if self._items(current) is None:
             log.warning("none of the items asked for could be labelled; the next round asks for others at random")
             return {"items": {"train": 0, "validation": 0}, "history": [], "epoch": None}
-        task = TrainTask(
+        result = train(self._training(current), self.config.resources)
+        parts = list(current.trained_on().values())
+        return {"items": {part: parts.count(part) for part in ("train", "validation")}, **result}
+
+    def _training(self, current: Round) -> TrainTask:
+        spec, settings = self.experiment.settings_in(current)
+        return TrainTask(
             store=self.store.root,
             folder=current.training,
             pool=self.pool.store.root,
-            spec=self.experiment.spec,
-            settings=self.config.train,
+            spec=spec,
+            settings=settings,
             seed=self.experiment.seed("train", current),
             token=self.lease.token,
             warm=current.model_before if self.config.train.round_start == "warm" else None,
         )
+
+    def _items(self, current: Round) -> tuple[Labelled, Labelled] | None:
+        """Returns (training items, validation items) of a round; None where nothing has a label. Written once: answers
+        that come later must not change what is under way."""
+        task = self._training(current)
         if not self.store.exists(f"{current.training}/items.parquet"):
-            # Written once: answers that come later must not change a training run that is under way.
+            known = self.journal.read().known
+            if not known:
+                return None
             task.write_items(*self.experiment.training_items(current, known))
-        result = train(task, self.config.resources)
-        parts = list(current.trained_on().values())
-        return {"items": {part: parts.count(part) for part in ("train", "validation")}, **result}
+        return task.read_labels()
 
     def _evaluate(self, current: Round) -> dict[str, Any]:
         parts = current.trained_on()

@@ -124,7 +124,7 @@ def scaling(train: TrainSettings, settings: ResourceSettings) -> ScalingConfig:
         ConfigError: the workers ask for more than this machine has, or the cluster at its largest.
     """
     bundle = _bundle(train, settings)
-    _check_room(bundle, train.num_workers, "train.num_workers", "workers")
+    _check_room(bundle, train.num_workers, "train.num_workers")
     return ScalingConfig(num_workers=train.num_workers, use_gpu="GPU" in bundle, resources_per_worker=bundle)
 
 
@@ -139,8 +139,9 @@ def trial_options(train: TrainSettings, settings: ResourceSettings) -> tuple[dic
         ConfigError: not even one trial fits this machine, or the cluster at its largest.
     """
     bundle, workers = _bundle(train, settings), max(1, train.num_workers)
-    _check_room(bundle, workers, "train.num_workers" if train.num_workers else "resources", "workers")
-    at_once = max(1, int(min(_room(bundle, _largest()), MOST_TRIALS * workers) // workers))
+    _check_room(bundle, workers, "train.num_workers" if train.num_workers else "resources")
+    room = max(_room(bundle, _present()), _room(bundle, _grown() or []))
+    at_once = max(1, int(min(room, MOST_TRIALS * workers) // workers))
     return (bundle if not train.num_workers else {"CPU": 0.01}), at_once
 
 
@@ -161,14 +162,13 @@ def _present() -> Nodes:
     return [(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
 
 
-def _largest() -> Nodes:
-    """Returns the nodes that the cluster has when it has grown as far as its autoscaler may let it; those that it has
-    now where there is none that says."""
+def _grown() -> Nodes | None:
+    """Returns the nodes that the cluster has when its autoscaler has let it grow as far as it may; None where there is
+    none that says."""
     config = ray._private.state.state.get_cluster_config()
-    groups = [] if config is None else config.node_group_configs
-    if not groups:
-        return _present()
-    return [(dict(g.resources), math.inf if g.max_count < 0 else g.max_count) for g in groups]
+    if config is None or not config.node_group_configs:
+        return None
+    return [(dict(g.resources), math.inf if g.max_count < 0 else g.max_count) for g in config.node_group_configs]
 
 
 def _room(bundle: dict[str, float], nodes: Nodes) -> float:
@@ -180,25 +180,22 @@ def _room(bundle: dict[str, float], nodes: Nodes) -> float:
     return sum(count * min(int(has.get(n, 0.0) / w + 1e-6) for n, w in needs.items()) for has, count in nodes if count)
 
 
-def _check_room(bundle: dict[str, float], count: int, key: str, noun: str) -> None:
+def _check_room(bundle: dict[str, float], count: int, key: str) -> None:
     if _room(bundle, _present()) >= count:
         return
     each = " and ".join(f"{wanted:g} {name}" for name, wanted in bundle.items())
-    asked = f"{count} {noun} of {each} each (resources.cpus_per_worker, resources.gpus_per_worker)"
+    keys = "resources.cpus_per_worker" + (", resources.gpus_per_worker" if "GPU" in bundle else "")
+    asked = f"{count} workers of {each} each ({keys})"
     have = " and ".join(f"{capacity(name):g} {name}" for name in bundle)
     if not _is_connected():
         raise ConfigError(f"{key}: {asked} do not fit; this machine has {have}")
-    most = max(_room(bundle, _largest()), _room(bundle, _present()))
-    if _grows() and most < count:
+    grown = _grown()
+    if grown is not None and _room(bundle, grown) < count:
         raise ConfigError(
-            f"{key}: {asked} do not fit the cluster even when its autoscaler has started all the machines it may: then "
-            f"there is room for {most:g}"
+            f"{key}: {asked} do not fit the cluster even when its autoscaler has started all the machines that it may: "
+            f"there is room for {_room(bundle, grown):g} then"
         )
     log.warning("%s do not fit the %s that the cluster has now; waiting for it to grow", asked, have)
-
-
-def _grows() -> bool:
-    return ray._private.state.state.get_cluster_config() is not None
 
 
 def task_options(settings: ResourceSettings, device: str) -> dict[str, Any]:

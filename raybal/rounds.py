@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from raybal.store import Store
 
-PHASES = ("score", "select", "ask", "train", "evaluate")
+PHASES = ("score", "select", "ask", "tune", "train", "evaluate")
 MODEL = "model.safetensors"
 #: Says why the last start ended, if nobody is to be waited for.
 ENDED = "ended.yaml"

@@ -198,7 +198,7 @@ def describe(hint: Any) -> str:
         return (
             "a mapping of names to values"
             if dataclasses.is_dataclass(args[1])
-            else f"a mapping of names to {describe(args[1])}"
+            else f"a mapping of names to {'values' if args[1] is Any else describe(args[1])}"
         )
     if origin in (list, tuple):
         return f"a list of {describe(args[0])}"

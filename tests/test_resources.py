@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+from types import SimpleNamespace
 
 import pytest
 import ray
 
 from raybal.errors import ConfigError, RaybalError
-from raybal.resources import ResourceSettings, check_place, cluster, scaling, scoring_options
+from raybal.resources import ResourceSettings, check_place, cluster, scaling, scoring_options, trial_options
 from raybal.training.settings import TrainSettings
 
 
@@ -17,8 +18,15 @@ def size(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_JOB_ID", raising=False)
 
-    def set_size(**resources: float) -> None:
-        monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    def set_size(*nodes: dict[str, float], grown: list | None = None, **resources: float) -> None:
+        """A cluster of some nodes, or of one, which may grow to (resources, largest number) of each kind of node."""
+        each = nodes or (resources,)
+        total = {name: sum(node.get(name, 0.0) for node in each) for node in each for name in node}
+        groups = [SimpleNamespace(resources=r, max_count=n) for r, n in grown or []]
+        config = None if grown is None else SimpleNamespace(node_group_configs=groups)
+        monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": dict(node)} for node in each])
+        monkeypatch.setattr(ray._private.state.state, "get_cluster_config", lambda: config)
 
     return set_size
 
@@ -64,7 +72,7 @@ def test_workers_take_a_gpu_each_where_there_are_some(size):
             r"train\.num_workers: 3 workers of 1 CPU each \(resources\.cpus_per_worker\) do not fit.*2 CPU",
         ),
         (1, {"cpus_per_worker": 4}, "auto", r"1 workers of 4 CPU each"),
-        (1, {"gpus_per_worker": 1}, "auto", r"1 workers of 1 GPU each \(resources\.gpus_per_worker\).*0 GPU"),
+        (1, {"gpus_per_worker": 1}, "auto", r"1 workers of 1 CPU and 1 GPU each \(.*gpus_per_worker\).*0 GPU"),
         (1, {}, "cuda", r"train\.device: 'cuda' needs resources\.gpus_per_worker"),
     ],
 )
@@ -80,6 +88,55 @@ def test_on_a_cluster_workers_wait_for_it_to_grow(size, monkeypatch, caplog):
     made = workers(4, ResourceSettings(gpus_per_worker=1), "cuda")
     assert made.num_workers == 4
     assert "waiting for it to grow" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("count", "each", "fits"),
+    [
+        # Up to three nodes of 2 CPUs beside one of 1: sums would say that 4 CPUs fit.
+        (1, 4.0, False),
+        (6, 1.0, True),
+        (7, 1.0, True),
+        (8, 1.0, False),
+        (3, 2.0, True),
+        (4, 2.0, False),
+        (14, 0.5, True),
+        (15, 0.5, False),
+    ],
+)
+def test_what_even_the_largest_cluster_cannot_place_is_refused(size, monkeypatch, caplog, count, each, fits):
+    size(CPU=1.0, grown=[({"CPU": 1.0}, 1), ({"CPU": 2.0}, 3)])
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    settings = ResourceSettings(cpus_per_worker=each)
+    if fits:
+        assert workers(count, settings).num_workers == count
+        assert "waiting for it to grow" in caplog.text
+        return
+    for asked in (lambda: workers(count, settings), lambda: trial_options(TrainSettings(num_workers=count), settings)):
+        with pytest.raises(
+            ConfigError, match=r"train\.num_workers: .* do not fit the cluster even when its autoscaler"
+        ):
+            asked()
+
+
+def test_trials_share_a_cluster_without_waiting_for_one_another(size, monkeypatch):
+    size(CPU=4.0)
+    assert trial_options(TrainSettings(), ResourceSettings()) == ({"CPU": 1.0}, 4)
+    assert trial_options(TrainSettings(), ResourceSettings(cpus_per_worker=0.5)) == ({"CPU": 0.5}, 8)
+    # Ray Tune does not see what workers reserve, so that only the number of trials keeps them apart.
+    assert trial_options(TrainSettings(num_workers=2), ResourceSettings()) == ({"CPU": 0.01}, 2)
+    assert trial_options(TrainSettings(num_workers=3), ResourceSettings()) == ({"CPU": 0.01}, 1)
+    size({"CPU": 3.0}, {"CPU": 3.0})
+    assert trial_options(TrainSettings(num_workers=2), ResourceSettings(cpus_per_worker=2.0)) == ({"CPU": 0.01}, 1)
+    size(CPU=16.0, GPU=2.0)
+    assert trial_options(TrainSettings(), ResourceSettings(gpus_per_worker=0.25)) == ({"CPU": 1.0, "GPU": 0.25}, 8)
+    with pytest.raises(ConfigError, match=r"resources: 1 workers of 17 CPU and 1 GPU"):
+        trial_options(TrainSettings(), ResourceSettings(cpus_per_worker=17))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    size(CPU=2.0, grown=[({"CPU": 2.0}, 1), ({"CPU": 8.0}, 4)])
+    assert trial_options(TrainSettings(num_workers=4), ResourceSettings()) == ({"CPU": 0.01}, 8)
+    size(CPU=2.0, grown=[({"CPU": 8.0}, -1)])
+    assert trial_options(TrainSettings(), ResourceSettings())[1] == 1000
 
 
 def test_an_address_where_nobody_answers_is_named(monkeypatch):

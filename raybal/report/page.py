@@ -24,6 +24,7 @@ from raybal.report.state import state_of, why_no_accuracy, why_no_model
 from raybal.report.svg import MARKERS, MODALITY_COLOURS
 from raybal.rounds import PHASES
 from raybal.store import Store
+from raybal.tuning.values import changes
 
 if TYPE_CHECKING:
     import jinja2
@@ -67,6 +68,7 @@ def render(experiment: ExperimentRecord, store: Store, pool: Pool, sidecar: Side
         accuracy=_accuracy(experiment, pool),
         modalities=_modalities(experiment, pool),
         training=_training(experiment, pool),
+        tunings=_tunings(experiment),
         labels=_labels(experiment, store),
         items=choose_items(experiment, pool, sidecar),
         time=_time(experiment),
@@ -269,6 +271,19 @@ def _time(experiment: ExperimentRecord) -> dict[str, Any]:
         "total": [sum(seconds[k] or 0.0 for _, seconds in rows) for k in range(len(PHASES))],
         "chart": figures.time_chart(experiment) if rows else None,
     }
+
+
+def _tunings(experiment: ExperimentRecord) -> list[dict[str, Any]]:
+    """Returns what the tunings between rounds changed, and what they cost."""
+    found = []
+    for r in experiment.rounds:
+        facts = r.facts.get("tune", {})
+        if "skipped" in facts or "trials" in facts:
+            before, after = facts.get("before"), facts.get("after")
+            changed = changes(before["values"], after["values"]) if before and after else ""
+            why = facts.get("skipped", "nothing was better" if after else "no trial ended in time")
+            found.append({"round": r.number, "facts": facts, "before": before, "after": after, "what": changed or why})
+    return found
 
 
 def _versions(experiment: ExperimentRecord) -> list[tuple[str, str]]:

@@ -75,12 +75,15 @@ class Filler:
             for cell, _ in as_they_end({remote.remote(cell, task, shared): cell for cell, task in alone.items()}):
                 self._done(cell)
 
-    def compare(self, cells: Sequence[Cell], methods: Mapping[str, str]) -> Summary:
+    def compare(
+        self, cells: Sequence[Cell], methods: Mapping[str, str], baselines: Sequence[str] | None = None
+    ) -> Summary:
         """Fills and measures cells, the same seeds of every row, and compares the rows.
 
         Args:
             cells: of the comparison.
             methods: the method of each row.
+            baselines: rows that others are compared with; None: those that tables have.
 
         Raises:
             RaybalError: every row has a run that diverged.
@@ -93,7 +96,7 @@ class Filler:
         left = [cell for cell in cells if cell.row not in {one.row for one in lost}]
         if not left:
             raise RaybalError("every row of the table has a run that diverged; try smaller learning_rates")
-        return summarise(self.store, left, self.material.pool.info.names, methods)
+        return summarise(self.store, left, self.material.pool.info.names, methods, baselines)
 
     def _done(self, cell: Cell) -> None:
         self.lease.check()

@@ -120,7 +120,13 @@ class Summary:
         return csv_of(self.cells)
 
 
-def summarise(store: Store, cells: Sequence[Cell], modalities: Sequence[str], method_of: Mapping[str, str]) -> Summary:
+def summarise(
+    store: Store,
+    cells: Sequence[Cell],
+    modalities: Sequence[str],
+    method_of: Mapping[str, str],
+    baselines: Sequence[str] | None = None,
+) -> Summary:
     """Reads the measured cells of a table and compares its rows.
 
     Args:
@@ -128,11 +134,13 @@ def summarise(store: Store, cells: Sequence[Cell], modalities: Sequence[str], me
         cells: measured, the same seeds of every row.
         modalities: names, in order.
         method_of: the method of each row.
+        baselines: rows that others are compared with; None: the first of each of `BASELINES`.
     """
     found = {(c.row, c.seed): (c, store.read_yaml(c.trained), store.read_yaml(c.measured)) for c in cells}
     rows = list(dict.fromkeys(c.row for c in cells))
     first = {method_of[row]: row for row in reversed(rows)}
-    baselines = [first[method] for method in BASELINES if method in first]
+    usual = [first[method] for method in BASELINES if method in first]
+    against_rows = usual if baselines is None else [row for row in baselines if row in rows]
     alone = first.get(ALONE)
     seeds = sorted({c.seed for c in cells})
 
@@ -160,7 +168,7 @@ def summarise(store: Store, cells: Sequence[Cell], modalities: Sequence[str], me
 
     accuracies = {row: values(row, lambda _, t: t["fused"]["accuracy"]) for row in rows}
     against: dict[str, dict[str, Comparison]] = {row: {} for row in rows}
-    for baseline in baselines:
+    for baseline in against_rows:
         others = [row for row in rows if row != baseline]
         compared_rows = [compare(accuracies[row], accuracies[baseline]) for row in others]
         for row, one, adjusted in zip(others, compared_rows, holm([c.p for c in compared_rows]), strict=True):
@@ -182,7 +190,7 @@ def summarise(store: Store, cells: Sequence[Cell], modalities: Sequence[str], me
         for row in rows
     ]
     lines = [_cell_line(*found[c.row, c.seed]) for c in cells]
-    return Summary(sorted(summaries, key=lambda r: -r.accuracy.mean), tuple(modalities), lines, baselines, alone)
+    return Summary(sorted(summaries, key=lambda r: -r.accuracy.mean), tuple(modalities), lines, against_rows, alone)
 
 
 def percent(value: Interval | None) -> str:

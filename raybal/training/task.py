@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from raybal import memory
 from raybal.data.batches import Items
-from raybal.data.pool import Pool
+from raybal.data.pool import Labelled, Pool
 from raybal.predictor import PredictorSpec, load_predictor, save_predictor
 from raybal.rounds import MODEL
 from raybal.store import Store
@@ -51,6 +51,14 @@ class TrainTask:
         ids, labels = zip(*train, *validation, strict=True)
         table = pa.table({"id": ids, "label": pa.array(labels, pa.int32()), "part": parts})
         Store(self.store).write_table(f"{self.folder}/items.parquet", table)
+
+    def read_labels(self) -> tuple[Labelled, Labelled]:
+        """Returns what was written: training items and validation items as (id, class index)."""
+        table = Store(self.store).read_table(f"{self.folder}/items.parquet")
+        found: dict[str, Labelled] = {"train": [], "validation": []}
+        for row in table.to_pylist():
+            found[row["part"]].append((row["id"], row["label"]))
+        return found["train"], found["validation"]
 
     def read_items(self) -> tuple[Items, Items | None]:
         """Returns the training items, and the validation items if there are any, in memory."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +35,47 @@ class StoppingSettings(Settings):
 
 
 @dataclass(frozen=True)
+class RetuneSettings(Settings):
+    """Tuning inside a loop, on the labels that there are: the settings found hold until they are tuned again."""
+
+    every: int | None = setting(None, ge=1, help="rounds between tunings; none: never")
+    share: float = setting(0.5, gt=0, lt=1, help="share of the loop's time so far that tuning may have")
+    trials: int = setting(16, ge=2, help="trials of a tuning at most; the settings in force are the first")
+    search: list[str] = setting(
+        factory=lambda: ["method", "pace", "learning_rate", "weight_decay"], help="what is searched, as in jobs/tune.py"
+    )
+    space: dict[str, Any] = setting(factory=dict, help="ranges by key, as in jobs/tune.py")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_groups(self.search)
+        if "fusion" in self.search:
+            raise ConfigError("search: a loop keeps its model; leave fusion out")
+
+
+@dataclass(frozen=True)
+class PopulationSettings(Settings):
+    """Schedules by population: members train side by side; every few epochs the worst take over the state of the best,
+    and change how strongly the method goes on to act. The schedule of the best is then trained from scratch, beside the
+    best constant strength of as many trials."""
+
+    members: int = setting(0, ge=0, help="members; 0: trials that Optuna suggests, instead of a population")
+    scheduler: Literal["pbt", "pb2"] = setting(
+        "pbt", help="how strengths change: at random (PBT), or as a Gaussian process suggests (PB2)"
+    )
+    interval: int | None = setting(None, ge=1, help="epochs between takeovers; none: a fifth of them")
+    share: float = setting(0.25, gt=0, le=0.5, help="share of the members that take over, and that are taken over")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.members and self.members * self.share < 1:
+            raise ConfigError(
+                f"members: {self.members} is not accepted; with share {self.share:g} there must be at least "
+                f"{math.ceil(1 / self.share)}, so that one takes over"
+            )
+
+
+@dataclass(frozen=True)
 class TuneConfig(Settings):
     """Finds coefficients, pace and training settings of balancing methods on a labelled pool, every method with the
     same number of trials, epochs and seeds.
@@ -46,6 +88,7 @@ class TuneConfig(Settings):
       python jobs/tune.py                                          mlb beside multi_loss on the built-in pool
       python jobs/tune.py --methods joint,multi_loss,mlb,ogm_ge --trials 32
       python jobs/tune.py --space '{train.weight_decay: 1e-4, balancing.alpha: {kind: uniform, low: 1, high: 3}}'
+      python jobs/tune.py --store runs/schedule --methods mlb --population.members 8
       python jobs/al_loop.py --config runs/tune/tuned/mlb.yaml
 
     Keys marked * may change when a sweep is continued; all others define it.
@@ -82,6 +125,7 @@ class TuneConfig(Settings):
         help="accuracy on validation, or also the balance gap: the largest minus the smallest ratio of an encoder's "
         "probe to that of the same encoder trained alone (it is measured in any case)",
     )
+    population: PopulationSettings = setting(factory=PopulationSettings, help="schedules by population")
     stopping: StoppingSettings = setting(factory=StoppingSettings, help="which trials end early")
     items: int | None = setting(None, ge=2, help="labelled training items that each seed draws; none: all")
     validation_share: float = setting(
@@ -102,11 +146,9 @@ class TuneConfig(Settings):
         super().__post_init__()
         ROWS.check(self.methods)
         _ = self.dimensions
-        for group in self.search:
-            if group not in GROUPS:
-                raise ConfigError(
-                    f"search: {group!r} is not accepted; choose of {', '.join(GROUPS)}{did_you_mean(group, GROUPS)}"
-                )
+        check_groups(self.search)
+        if self.population.members and self.train.num_workers:
+            raise ConfigError("train.num_workers: members of a population train in one process each; leave it at 0")
         if self.train.round_start != "fresh":
             raise ConfigError("train.round_start: a sweep has no rounds; leave it at fresh")
 
@@ -125,6 +167,19 @@ class TuneConfig(Settings):
     def settings_of(self, row: str) -> BalancingSettings:
         """Returns the balancing settings of a row."""
         return self.balancing.get(row) or METHODS.get(row).Settings(method=row)
+
+
+def check_groups(search: Sequence[str]) -> None:
+    """Checks what is searched.
+
+    Raises:
+        ConfigError: there is no such group.
+    """
+    for group in search:
+        if group not in GROUPS:
+            raise ConfigError(
+                f"search: {group!r} is not accepted; choose of {', '.join(GROUPS)}{did_you_mean(group, GROUPS)}"
+            )
 
 
 def _dimension(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from raybal import hashing
@@ -50,6 +52,8 @@ class StudySearch(OptunaSearch):
         seed: of the suggestions.
         gap: whether the balance gap is an objective beside accuracy.
         first: values of the first trials.
+        deadline: on time.monotonic(): no trial begins that would not end before, were it as long as the longest so far;
+            None: no such limit.
 
     Attributes:
         study: the study.
@@ -66,6 +70,7 @@ class StudySearch(OptunaSearch):
         *,
         gap: bool,
         first: Sequence[Values],
+        deadline: float | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=ExperimentalWarning)
@@ -84,6 +89,9 @@ class StudySearch(OptunaSearch):
         self._space_of_study = space
         self.say: Callable[[FrozenTrial], None] = lambda trial: None
         self._gap = gap
+        self._deadline = deadline
+        self._begun: dict[str, float] = {}
+        self._longest = 0.0
         self._reports: dict[str, dict[int, float]] = {}
         if not self.study.trials:
             for values in first:
@@ -101,11 +109,14 @@ class StudySearch(OptunaSearch):
             trial = optuna.trial.Trial(self.study, self._interrupted.pop(0)._trial_id)
             self._ot_trials[trial_id] = trial
         else:
+            if self._deadline is not None and time.monotonic() + self._longest > self._deadline:
+                return Searcher.FINISHED
             begun = sum(t.state != TrialState.WAITING for t in self.study.trials)
             self.study.sampler = sampler(hashing.digest(self._seed_of_study, "trial", begun))
         super().suggest(trial_id)
         self.journal.flush()
         self._reports[trial_id] = {}
+        self._begun[trial_id] = time.monotonic()
         number = self._ot_trials[trial_id].number
         return {NUMBER: number, VALUES: values_of(self.study.trials[number], self._space_of_study)}
 
@@ -115,6 +126,7 @@ class StudySearch(OptunaSearch):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial, reports = self._ot_trials.pop(trial_id), self._reports.pop(trial_id)
+        self._longest = max(self._longest, time.monotonic() - self._begun.pop(trial_id))
         if error or not result:
             # Still under way as far as the study knows, so the next start goes on with it.
             return

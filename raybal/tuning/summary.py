@@ -16,6 +16,10 @@ from raybal.table.summary import Summary
 from raybal.tables import csv_of
 from raybal.tuning.search import distribution
 from raybal.tuning.spaces import Space, Values
+from raybal.tuning.values import shown
+
+#: With fewer finished trials than this nothing is said about the importance of keys.
+FEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class RowFound:
         trials: in order of their numbers.
         rungs: epochs after which trials were stopped, ascending.
         finalists: validation accuracies over seeds of the best trials, by number.
+        exploits: of a population: who took over whom, with values before and after.
+        schedules: of a population: the strengths that each member has gone through, by number.
     """
 
     name: str
@@ -79,6 +85,8 @@ class RowFound:
     trials: list[Found]
     rungs: list[int]
     finalists: dict[int, list[float]] = field(default_factory=dict)
+    exploits: list[dict[str, Any]] = field(default_factory=list)
+    schedules: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
 
     def best(self, count: int) -> list[Found]:
         """Returns the best finished trials, of different values, best first."""
@@ -120,18 +128,27 @@ class RowFound:
 
     @cached_property
     def importance(self) -> dict[str, float]:
-        """How much of the variation in accuracy each searched key explains (Optuna's PED-ANOVA or fANOVA), largest
-        first; empty where there are too few trials to tell."""
+        """How far the values of the best trials differ from those of all, by searched key, as shares, largest first
+        (PED-ANOVA, Watanabe et al. 2023); empty where there are too few trials to tell. Keys that not every trial has
+        are left out."""
+        count = len(self.finished)
+        if count < FEWEST:
+            # Optuna would call all keys equally important.
+            return {}
+        # Of which at least five are the best, as far as that is less than half.
+        best = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.25, 5 / count)))
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(direction="maximize")
         for trial in self.finished:
-            own = {key: distribution(self.space[key]) for key in trial.values}
+            values = {key: value for key, value in trial.values.items() if key in self.space}
+            own = {key: distribution(self.space[key]) for key in values}
             study.add_trial(
-                create_trial(state=TrialState.COMPLETE, value=trial.accuracy, params=trial.values, distributions=own)
+                create_trial(state=TrialState.COMPLETE, value=trial.accuracy, params=values, distributions=own)
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                found = optuna.importance.get_param_importances(study)
+                found = optuna.importance.get_param_importances(study, evaluator=best)
             except (RuntimeError, ValueError):
                 return {}
         return {key: float(value) for key, value in found.items() if np.isfinite(value)}
@@ -179,8 +196,3 @@ class SweepSummary:
                 line |= {"gap": t.gap, "epochs": len(t.accuracies), "seconds": (t.result or {}).get("seconds")}
                 lines.append(line | {key: t.values.get(key) for key in keys})
         return csv_of(lines)
-
-
-def shown(value: Any) -> str:
-    """Returns a value in few digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

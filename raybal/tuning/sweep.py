@@ -14,27 +14,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
-import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import optuna
 import yaml
-from optuna.trial import FrozenTrial, TrialState
-from ray import tune
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from raybal import hashing
 from raybal.balancing.base import METHODS, BalancingSettings
 from raybal.begun import Kind
 from raybal.config import defining
-from raybal.errors import ConfigError, RaybalError, StoreError, did_you_mean
-from raybal.lease import Lease, is_current
+from raybal.errors import ConfigError, RaybalError, did_you_mean
+from raybal.lease import Lease
 from raybal.material import Material
-from raybal.resources import trial_options
 from raybal.start import at_work, say_where
 from raybal.store import Store
 from raybal.table.cells import Cell, has_diverged, probe_on_validation
@@ -44,10 +35,11 @@ from raybal.training.task import TrainTask
 from raybal.tuning.config import TuneConfig
 from raybal.tuning.journal import StoreJournal
 from raybal.tuning.page import write_page
-from raybal.tuning.search import FACTS, Halving, StudySearch, accuracies_of, rungs, values_of
-from raybal.tuning.spaces import Dimension, Space, Values, merged, samples, space_of, values_in
-from raybal.tuning.summary import Found, RowFound, SweepSummary
-from raybal.tuning.trial import Plan, TrialRun, run_trial
+from raybal.tuning.population import populate
+from raybal.tuning.spaces import Dimension, Values
+from raybal.tuning.summary import RowFound, SweepSummary
+from raybal.tuning.trial import Plan, TrialRun
+from raybal.tuning.trials import search
 
 BEGUN = Kind("sweep", format=1, hint="give the old value, or choose another store, or another name for a row")
 FOLDERS = ("trials", "rows", "tuned")
@@ -59,13 +51,8 @@ ALONE_METHOD = "ensemble"
 ALONE_ROW = "_alone"
 #: What the trial of settings that no search suggested is called.
 PUBLISHED = "published"
-
-#: Ray Tune's own files about trials are not looked at, nor is what it prints; a report may lack what the end tells.
-TUNE_DEFAULTS = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
+#: What is put after a row's name where its pace is constant.
+CONSTANT = "constant"
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +100,7 @@ class Sweep:
         if config.seeds:
             _ = self.material.test
         config.train.resolve_device()
-        self.spaces = {row: self._space(row) for row in config.methods}
+        self.plans = {row: self._plan(row) for row in config.methods}
         self._check()
 
     # What it is.
@@ -136,27 +123,15 @@ class Sweep:
                 now = defining(self.config.settings_of(row))
                 BEGUN.refuse_changes(self.store, self.store.read_yaml(name), now, f"balancing.{row}.")
 
-    def _plan(self, row: str, alone: Mapping[str, float]) -> Plan:
-        info = self.material.pool.info
-        return Plan(self.config, row, info.modalities, self.material.classes, self.lease.token, alone)
-
-    def _space(self, row: str) -> Space:
-        """Returns what a row's trials may be, with every value in it accepted by the settings that it is one of."""
-        config, settings = self.config, self.config.settings_of(row)
-        groups, plan = list(config.search), self._plan(row, {})
-        if "paces" in groups and not getattr(METHODS.get(settings.method), "acts_by_modality", False):
-            groups[groups.index("paces")] = "pace"
-        try:
-            space = space_of(
-                settings, groups, self._given(settings), config.train.epochs, self.material.pool.info.names
-            )
-            if not space:
-                raise ConfigError(f"search: nothing of {', '.join(config.search)} can be searched")
-            for values in ({}, *samples(space)):
-                plan.task(plan.run_of(PUBLISHED, values), values).spec.build()
-        except ConfigError as error:
-            raise ConfigError(f"{row}: {error}") from error
-        return space
+    def _plan(self, row: str) -> Plan:
+        config, info, own = self.config, self.material.pool.info, self.config.settings_of(row)
+        plan = Plan(config, row, own, {}, info.modalities, self.material.classes, self.lease.token, {})
+        groups = config.search
+        if config.population.members:
+            if "pace" not in {f.name for f in dataclasses.fields(own)}:
+                raise ConfigError(f"{row}: {own.method} has no pace, so a population has no schedule to find")
+            groups = [group for group in groups if group not in ("pace", "paces")]
+        return plan.searching(groups, self._given(own), may_be_empty=config.population.members > 0)
 
     def _given(self, settings: BalancingSettings) -> dict[str, Dimension]:
         """Returns those of the user's dimensions that a row has: coefficients are those of some methods only."""
@@ -178,114 +153,42 @@ class Sweep:
     def run(self) -> SweepSummary:
         """Runs what is missing and returns what came out. Ray must be connected."""
         journal = StoreJournal(self.store, JOURNAL)
-        # What Ray Tune writes there is of no use to another start.
-        self.store.clear("ray")
+        for name in self.store.names("ray"):
+            # Of Ray Tune's own files only those of populations are of use to another start.
+            if not name.startswith("population-"):
+                self.store.clear(f"ray/{name}")
         alone = self._train_alone()
-        plans = {row: self._plan(row, alone) for row in self.config.methods}
-        rows = [self._found(row, plans[row], self._search(row, plans[row], journal)) for row in plans]
-        rows = [self._with_finalists(row, plans[row.name]) for row in rows]
+        rows, plans = [], {}
+        for plan in (dataclasses.replace(plan, alone=alone) for plan in self.plans.values()):
+            for one in [plan] if not self.config.population.members else [plan, constant(plan)]:
+                plans[one.row] = one
+                rows.append(self._with_finalists(self._search(one, journal), one))
         for row in rows:
             self._write_tuned(row, plans[row.name])
         return SweepSummary(rows, self._final(rows, plans), self.material.pool.info.names)
 
+    def _search(self, plan: Plan, journal: StoreJournal) -> RowFound:
+        members = self.config.population.members
+        if plan.row in self.plans and members:
+            return populate(plan, self.parts, self.store)
+        return search(plan, self.parts, self.store, journal, members or self.config.trials, stopping=not members)
+
     def _train_alone(self) -> dict[str, float]:
         """Returns the accuracy of a probe of each encoder trained alone, on validation."""
-        names = self.material.pool.info.names
-        if len(names) < 2:
+        info = self.material.pool.info
+        if len(info.names) < 2:
             return {}
         if not self.store.exists(ALONE):
             log.info("training each encoder alone, which the balance gap is measured by")
-            config = dataclasses.replace(
-                self.config, balancing={ALONE_ROW: METHODS.get(ALONE_METHOD).Settings(method=ALONE_METHOD)}
-            )
-            plan = dataclasses.replace(self._plan(ALONE_ROW, {}), config=config)
+            own = METHODS.get(ALONE_METHOD).Settings(method=ALONE_METHOD)
+            token = self.lease.token
+            plan = Plan(self.config, ALONE_ROW, own, {}, info.modalities, self.material.classes, token, {})
             run = plan.run_of(PUBLISHED, {})
             self._filler({run: (plan, {})}).fill([run], measured=False)
             if has_diverged(self.store, run):
                 raise RaybalError(f"{run.title}: {self.store.read_yaml(run.trained)['diverged']}")
             self.store.write_yaml(ALONE, probe_on_validation(plan.task(run, {})))
         return {m: value for m, value in self.store.read_yaml(ALONE).items() if value}
-
-    def _search(self, row: str, plan: Plan, journal: StoreJournal) -> optuna.Study:
-        """Runs the trials of a row that have not ended; returns its study."""
-        config, space = self.config, self.spaces[row]
-        search = StudySearch(
-            journal,
-            row,
-            space,
-            config.trials,
-            hashing.digest(config.seed, "search", row),
-            gap=config.objective == "both",
-            first=first_values(config.settings_of(row), space, plan.base),
-        )
-        if search.left <= 0:
-            return search.study
-        ended = config.trials - search.left
-        done = f", {ended} of them done" if ended else ""
-        log.info("%s: %d trials%s, searching %s", row, config.trials, done, ", ".join(space))
-        search.say = Progress(row, config.trials, search.study)
-        resources, at_once = trial_options(config.train, config.resources)
-        for name, value in TUNE_DEFAULTS.items():
-            os.environ.setdefault(name, value)
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(run_trial, plan=plan, parts=self.parts), resources),
-            tune_config=tune.TuneConfig(
-                search_alg=search,
-                scheduler=self._scheduler(search.study, row),
-                num_samples=search.left,
-                max_concurrent_trials=at_once,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=f"{row}-{self.lease.token}",
-                storage_path=self.store.path("ray"),
-                storage_filesystem=self.store.filesystem,
-                failure_config=tune.FailureConfig(max_failures=config.resources.max_failures),
-                callbacks=[_Fence(self.store.root, self.lease.token)],
-                verbose=0,
-            ),
-        )
-        errors = tuner.fit().errors
-        if errors:
-            cause = str(getattr(errors[0], "cause", None) or errors[0]).strip().rpartition("\n")[2]
-            raise RaybalError(
-                f"{row}: {len(errors)} trials could not be run, the first because of: {cause}. What has ended is kept; "
-                "the same command tries the others again"
-            )
-        return search.study
-
-    def _scheduler(self, study: optuna.Study, row: str) -> TrialScheduler:
-        stopping, epochs = self.config.stopping, self.config.train.epochs
-        if not self.rungs(row):
-            return FIFOScheduler()
-        return Halving(study, epochs, self.grace(row), stopping.reduction)
-
-    def rungs(self, row: str) -> list[int]:
-        """Returns the epochs after which trials of a row may be stopped, ascending."""
-        stopping = self.config.stopping
-        return [] if stopping.off else rungs(self.config.train.epochs, self.grace(row), stopping.reduction)
-
-    def grace(self, row: str) -> int:
-        """Returns the epochs before which no trial of a row is stopped."""
-        epochs = self.config.train.epochs
-        if self.config.stopping.grace is not None:
-            return min(self.config.stopping.grace, epochs)
-        latest = max((d.bounds[1] for key, d in self.spaces[row].items() if key.endswith(".start")), default=0.0)
-        return min(epochs, max(math.ceil(epochs / 3), math.floor(latest * epochs) + 1))
-
-    def _found(self, row: str, plan: Plan, study: optuna.Study) -> RowFound:
-        config = self.config
-        trials = [
-            Found(
-                number=t.number,
-                values=values_of(t, self.spaces[row]),
-                accuracies=accuracies_of(t),
-                result=t.user_attrs.get(FACTS) or None,
-            )
-            for t in study.trials
-            if t.state.is_finished()
-        ]
-        return RowFound(row, config.settings_of(row).method, self.spaces[row], trials, self.rungs(row))
 
     def _with_finalists(self, row: RowFound, plan: Plan) -> RowFound:
         """Trains the best trials of a row with more seeds; the best on average is the row's choice."""
@@ -315,22 +218,22 @@ class Sweep:
 
     def _final(self, rows: Sequence[RowFound], plans: Mapping[str, Plan]) -> Summary | None:
         """Trains each row's choice and its published settings with fresh seeds, and measures them on test items."""
-        first, count = self.config.finalist_seeds, self.config.seeds
-        if not count:
+        seeds = range(self.config.finalist_seeds, self.config.finalist_seeds + self.config.seeds)
+        if not seeds:
             return None
         runs: dict[TrialRun, tuple[Plan, Values]] = {}
-        for row in rows:
-            plan, trial = plans[row.name], row.chosen
-            for seed in range(first, first + count):
-                runs[plan.run_of(f"{trial.number:04d}", trial.values, seed)] = (plan, trial.values)
         methods = {row.name: row.method for row in rows}
         for row in rows:
-            plan, name = plans[row.name], f"{row.name}-{PUBLISHED}"
-            methods[name] = row.method
-            for seed in range(first, first + count):
-                runs[dataclasses.replace(plan.run_of(PUBLISHED, {}, seed), row=name)] = (plan, {})
-        log.info("final table: %d settings with %d fresh seeds", len(methods), count)
-        return self._filler(runs).compare(list(runs), methods)
+            plan, values = plans[row.name], row.chosen.values
+            runs |= {plan.run_of(f"{row.chosen.number:04d}", values, seed): (plan, values) for seed in seeds}
+        for name, plan in self.plans.items():
+            plan = dataclasses.replace(plan, row=f"{name}-{PUBLISHED}")
+            methods[plan.row] = plan.own.method
+            runs |= {plan.run_of(PUBLISHED, {}, seed): (plan, {}) for seed in seeds}
+        log.info("final table: %d settings with %d fresh seeds", len(methods), len(seeds))
+        # Schedules are to be better than constant strengths.
+        baselines = [row.name for row in rows if row.name not in self.plans][:1] or None
+        return self._filler(runs).compare(list(runs), methods, baselines)
 
     def _filler(self, runs: Mapping[TrialRun, tuple[Plan, Values]]) -> Filler:
         def task(cell: Cell) -> TrainTask:
@@ -341,75 +244,13 @@ class Sweep:
         return Filler(self.store, self.lease, self.material, self.config.resources, task, len(runs))
 
 
-class _Fence(tune.Callback):
-    """Ends a sweep whose store another driver has taken over."""
-
-    def __init__(self, root: str, token: str) -> None:
-        self.root = root
-        self.token = token
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        if not is_current(Store(self.root), self.token):
-            raise StoreError(f"store {self.root}: another driver has taken over; this sweep stops")
-
-
-class Progress:
-    """Says how far a row is, and how long the rest may take.
-
-    Args:
-        row: its name.
-        total: number of its trials.
-        study: that they are in.
-    """
-
-    def __init__(self, row: str, total: int, study: optuna.Study) -> None:
-        self.row = row
-        self.total = total
-        self.study = study
-        self._done = 0
-        self._started = time.monotonic()
-
-    def __call__(self, trial: FrozenTrial) -> None:
-        self._done += 1
-        ended = [t for t in self.study.trials if t.state.is_finished()]
-        accuracies, facts = accuracies_of(trial), trial.user_attrs[FACTS]
-        if "diverged" in facts:
-            what = "diverged"
-        elif trial.state == TrialState.PRUNED:
-            what = f"stopped after epoch {max(accuracies)} at {100 * accuracies[max(accuracies)]:.1f}%"
-        else:
-            what = f"validation {100 * trial.values[0]:.1f}%, gap {facts['gap']:.2f}, {facts['seconds']:.0f} s"
-        best = max((t for t in ended if t.state == TrialState.COMPLETE), key=lambda t: t.values[0], default=None)
-        lead = "" if best is None else f"; best {100 * best.values[0]:.1f}% (trial {best.number})"
-        left = (self.total - len(ended)) * (time.monotonic() - self._started) / self._done / 60
-        log.info(
-            "%s, %d of %d: trial %d %s%s, about %.0f min left",
-            self.row,
-            len(ended),
-            self.total,
-            trial.number,
-            what,
-            lead,
-            left,
-        )
-
-
-def first_values(settings: BalancingSettings, space: Space, base: Mapping[str, Any]) -> list[Values]:
-    """Returns where a row's own settings and the published ones lie in its space; those that lie outside are left out.
-
-    Args:
-        settings: of the row.
-        space: that is searched.
-        base: the row's settings, plain, by section.
-    """
-    found = []
-    for own in ({}, *type(settings).published):
-        values = values_in(space, merged(base, {"balancing": own}), type(settings))
-        if values is not None and values not in found:
-            found.append(values)
-    return found
+def constant(plan: Plan) -> Plan:
+    """Returns a plan that searches constant strengths in place of schedules."""
+    pace = {
+        "balancing.pace.kind": Dimension("choice", values=["constant"]),
+        "balancing.pace.final": Dimension("uniform", 0.0, 1.0),
+    }
+    return dataclasses.replace(plan, row=f"{plan.row}-{CONSTANT}", space=plan.space | pace)
 
 
 def validation_accuracy(store: Store, run: TrialRun) -> float:

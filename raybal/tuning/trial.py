@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from raybal import hashing, memory
-from raybal.balancing.base import BalancingSettings
+from raybal.balancing.base import METHODS, BalancingSettings
 from raybal.data.pool import Labelled
 from raybal.data.schema import Modality
+from raybal.errors import ConfigError
 from raybal.models.classifier import ModelSettings
 from raybal.predictor import PredictorSpec
 from raybal.settings import from_plain
@@ -30,7 +31,7 @@ from raybal.training.task import TrainTask
 from raybal.training.worker import train
 from raybal.tuning.config import TuneConfig
 from raybal.tuning.search import ACCURACY, EPOCH, GAP, NUMBER, RESULT, VALUES
-from raybal.tuning.spaces import Values, merged, settings_from
+from raybal.tuning.spaces import Dimension, Space, Values, merged, samples, settings_from, space_of, values_in
 
 
 @dataclass(frozen=True)
@@ -61,35 +62,35 @@ class Plan:
     Attributes:
         config: of the sweep, its pool and store as full addresses.
         row: name of the row.
+        own: the row's settings without what is searched.
+        space: what is searched, conditions first.
         modalities, classes: of the pool.
-        token: of the driver's lease.
+        token: of the driver's lease; None where the store has none of its own.
         alone: accuracy of a probe of each encoder trained alone, on validation; those that the gap is measured by.
     """
 
     config: TuneConfig
     row: str
+    own: BalancingSettings
+    space: Space
     modalities: tuple[Modality, ...]
     classes: tuple[str, ...]
-    token: str
+    token: str | None
     alone: Mapping[str, float]
 
     @property
     def base(self) -> dict[str, Any]:
         """The row's settings without what is searched, plain, by section."""
         return {
-            "balancing": dataclasses.asdict(self.config.settings_of(self.row)),
+            "balancing": dataclasses.asdict(self.own),
             "model": dataclasses.asdict(self.config.model),
             "train": dataclasses.asdict(self.config.train),
         }
 
     def chosen(self, values: Values) -> dict[str, Any]:
         """Returns searched values as plain settings by section, without those that are not searched."""
-        kind = type(self.config.settings_of(self.row))
-        found = settings_from(values, kind)
-        return {
-            **found,
-            "balancing": {"method": self.config.settings_of(self.row).method, **found.get("balancing", {})},
-        }
+        found = settings_from(values, type(self.own))
+        return {**found, "balancing": {"method": self.own.method, **found.get("balancing", {})}}
 
     def settings(self, values: Values) -> tuple[BalancingSettings, ModelSettings, TrainSettings]:
         """Returns a row's settings with a trial's values in them.
@@ -103,6 +104,41 @@ class Plan:
             from_plain(ModelSettings, content["model"], "model"),
             from_plain(TrainSettings, content["train"], "train"),
         )
+
+    def searching(self, groups: Sequence[str], given: Mapping[str, Dimension], *, may_be_empty: bool = False) -> Plan:
+        """Returns the plan with a space, every value of which the settings that it is one of accept.
+
+        Args:
+            groups: what is searched.
+            given: a user's own dimensions.
+            may_be_empty: whether there may be nothing to search.
+
+        Raises:
+            ConfigError: there is nothing to search, or a value is not accepted.
+        """
+        wanted = list(groups)
+        if "paces" in wanted and not getattr(METHODS.get(self.own.method), "acts_by_modality", False):
+            wanted[wanted.index("paces")] = "pace"
+        try:
+            space = space_of(self.own, wanted, given, self.config.train.epochs, [m.name for m in self.modalities])
+            if not space and not may_be_empty:
+                raise ConfigError(f"search: nothing of {', '.join(groups)} can be searched")
+            plan = dataclasses.replace(self, space=space)
+            for values in ({}, *samples(space)):
+                plan.task(plan.run_of("", values), values).spec.build()
+        except ConfigError as error:
+            raise ConfigError(f"{self.row}: {error}") from error
+        return plan
+
+    def first_values(self) -> list[Values]:
+        """Returns where the row's own settings and the published ones lie in its space, in this order; those that lie
+        outside are left out."""
+        found: list[Values] = []
+        for own in ({}, *self.own.published):
+            values = values_in(self.space, merged(self.base, {"balancing": own}), type(self.own))
+            if values is not None and values not in found:
+                found.append(values)
+        return found
 
     def run_of(self, trial: str, values: Values, seed: int = 0) -> TrialRun:
         """Returns a training run of some values."""

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import ray
+from ray_tools import JOBS, feature_table, run_job
 
 from raybal.config import LoopConfig, parse
 from raybal.data.plan import PrepareConfig
@@ -25,13 +21,9 @@ from raybal.store import Store
 
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def pool(cluster, tmp_path_factory) -> Path:
-    from ray_tools import feature_table
-
     folder = tmp_path_factory.mktemp("faults")
     pq.write_table(feature_table(3000), folder / "input.parquet")
     prepare(PrepareConfig(input=str(folder / "input.parquet"), output=str(folder / "pool")))
@@ -54,30 +46,7 @@ def arguments(pool: Path, store: Path) -> list[str]:
 
 
 def run_until(pool: Path, store: Path, reached: Callable[[], bool] | None) -> str:
-    """Runs the job, kills it as soon as something is reached, and returns what it printed."""
-    command = [sys.executable, str(ROOT / "jobs" / "al_loop.py"), *arguments(pool, store)]
-    # On the cluster of all tests, which outlives the driver.
-    address = ray.get_runtime_context().gcs_address
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "RAY_ADDRESS": address}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as process:
-        printed: list[str] = []
-        assert process.stdout is not None
-        reader = threading.Thread(target=lambda: printed.extend(process.stdout))
-        reader.start()
-        deadline = time.monotonic() + 120
-        pause = threading.Event()
-        while process.poll() is None and not pause.wait(0.002):
-            if reached is not None and reached():
-                process.send_signal(signal.SIGKILL)
-                break
-            assert time.monotonic() < deadline, "".join(printed)
-        process.wait()
-        reader.join(timeout=30)
-    expected = 0 if reached is None else -signal.SIGKILL
-    assert process.returncode == expected, "".join(printed)
-    return "".join(printed)
+    return run_job("al_loop.py", arguments(pool, store), reached)
 
 
 def test_killed_while_training_scoring_and_selecting(pool, tmp_path):
@@ -119,7 +88,7 @@ def test_a_second_driver_is_refused_while_the_first_is_at_work(pool, tmp_path):
     def try_another() -> bool:
         if not (store / "rounds/000/train").exists():
             return False
-        command = [sys.executable, str(ROOT / "jobs" / "al_loop.py"), *arguments(pool, store)]
+        command = [sys.executable, str(JOBS / "al_loop.py"), *arguments(pool, store)]
         refused.append(subprocess.run(command, capture_output=True, text=True, timeout=100, check=False))
         return True
 

@@ -293,3 +293,31 @@ def test_a_query_that_nobody_could_label_is_followed_by_another(feature_pool, tm
     third = answer(sheets[2], {})
     assert len(third) == 10
     assert all("gradient norm" in reason for reason in Round(Store(str(store)), 2).query()["reason"].to_pylist())
+
+
+def test_settings_are_tuned_between_rounds(cluster, feature_pool, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    tuning = {"every": 1, "share": 0.99, "trials": 3, "search": ["method", "learning_rate"]}
+    config = make_config(feature_pool, store.root, tuning=tuning, train={"epochs": 3})
+    run_loop(config)
+    rounds = rounds_of(store)
+    assert [bool(r.facts("tune").get("trials")) for r in rounds] == [False, True, True]
+    in_force: dict[str, Any] = {}
+    for r in rounds[1:]:
+        facts = r.facts("tune")
+        assert 1 <= facts["trials"] <= 3
+        # The settings that were in force are the first trial, and only better ones replace them.
+        assert facts["before"]["trial"] == 0
+        assert facts["after"]["accuracy"] >= facts["before"]["accuracy"]
+        if facts["after"]["trial"] == 0:
+            assert facts["settings"] == in_force
+        else:
+            assert facts["settings"]["balancing"]["beta_max"] == facts["after"]["values"]["balancing.beta_max"]
+        in_force = facts["settings"]
+        trained = store.read_tensors(r.model)[1]["spec"]["balancing"]
+        expected = {**dataclasses.asdict(config.balancing), **in_force.get("balancing", {})}
+        assert (trained["alpha"], trained["beta_max"]) == (expected["alpha"], expected["beta_max"])
+    # A second start finds everything done.
+    before = {r.number: store.read_bytes(r.model) for r in rounds}
+    run_loop(config)
+    assert {r.number: store.read_bytes(r.model) for r in rounds_of(store)} == before

@@ -147,11 +147,14 @@ class MadeStore:
             self.asked += ids
         return ids
 
-    def answer(self, number: int, ids: Sequence[str], source: str = "oracle") -> None:
-        """Answers a query, class after class."""
+    def answer(
+        self, number: int, ids: Sequence[str], source: str = "oracle", tuning: dict[str, Any] | None = None
+    ) -> None:
+        """Answers a query, class after class, and goes on to training."""
         answers = [Answer(i, self.classes[k % len(self.classes)], source) for k, i in enumerate(ids)]
         Journal(self.store).add(answers)
         self.write(number, "ask", {"asked": len(ids), "unanswered": [], "cannot_label": [], "conflicts": []})
+        self.write(number, "tune", tuning or {})
 
     def train(self, number: int, *, epochs: int = 3, validation: bool = True, coefficients: bool = True) -> None:
         """Writes a training run."""
@@ -198,6 +201,7 @@ class MadeStore:
         ids = self.query(number)
         Journal(self.store).add([Answer(i, None, f"round-{number:03d}.csv") for i in ids])
         self.write(number, "ask", {"asked": len(ids), "unanswered": [], "cannot_label": ids, "conflicts": []})
+        self.write(number, "tune", {})
         self.write(number, "train", {"items": {"train": 0, "validation": 0}, "history": [], "epoch": None})
         self.write(number, "evaluate", {"labels": 0, "test": None})
 

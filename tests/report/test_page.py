@@ -26,6 +26,7 @@ from report_tools import (
 
 from raybal.labelling.journal import Answer, Journal
 from raybal.report.page import write_report
+from raybal.rounds import PHASES
 from raybal.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +100,7 @@ def test_the_newest_accuracy_and_the_budget_lead(finished):
 def test_the_time_table_adds_up(finished):
     made, page = finished
     (table,) = [t for t in page.tables if "score" in t[0]]
-    for phase, cell in zip(("score", "select", "ask", "train", "evaluate"), table[-1][1:], strict=False):
+    for phase, cell in zip(PHASES, table[-1][1:], strict=False):
         total = sum(made.facts[r, phase]["seconds"] for r in range(3))
         assert cell == (f"{total:.2f} s" if total < 10 else f"{total:.1f} s")
 

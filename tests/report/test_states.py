@@ -50,8 +50,8 @@ def test_a_round_that_stopped_part_way(tmp_path, phase, following):
         made.answer(1, ids)
     if phase == "train":
         made.train(1)
-    done = {"select": 2, "ask": 3, "train": 4}[phase]
-    assert f"In progress Round 1: {done} of 5 phases are finished; the next is {following}." in report(made).words
+    done = {"select": 2, "ask": 4, "train": 5}[phase]
+    assert f"In progress Round 1: {done} of 6 phases are finished; the next is {following}." in report(made).words
 
 
 def test_a_query_without_its_marker_is_not_there(made):
@@ -171,3 +171,29 @@ def test_any_number_of_modalities_and_many_classes_of_hostile_names(tmp_path, co
     assert "No label yet of 140 of the 300 classes" in page.words
     assert "script" not in {tag for tag, _ in page.tags}
     assert_nothing_is_fetched(page)
+
+
+def test_tunings_are_shown_with_what_they_changed(tmp_path):
+    made = store_in(tmp_path)
+    made.round(0)
+    old = {"trial": 0, "accuracy": 0.5, "values": {"balancing.alpha": 0.5, "balancing.pace.kind": "constant"}}
+    new = {"trial": 3, "accuracy": 0.625, "values": {"balancing.alpha": 2.0, "balancing.pace.kind": "constant"}}
+    for number, facts in enumerate(
+        [
+            {"trials": 7, "epochs": 30, "settings": {}, "before": old, "after": new},
+            {"skipped": "tuning has had its share of the time"},
+            {"trials": 2, "epochs": 9, "settings": {}, "before": new, "after": new},
+        ],
+        start=1,
+    ):
+        made.answer(number, made.query(number), tuning=facts)
+        made.train(number)
+        made.evaluate(number)
+    (table,) = [t for t in report(made).tables if "what changed" in t[0]]
+    cells = [[row[k] for k in (0, 1, 2, 4, 5, 6)] for row in table[1:]]
+    assert cells == [
+        ["1", "7", "30", "50.0%", "62.5%", "alpha 0.5 → 2"],
+        ["2", "0", "0", "–", "–", "tuning has had its share of the time"],
+        ["3", "2", "9", "62.5%", "62.5%", "nothing was better"],
+    ]
+    assert "Tuning between rounds" not in report(store_in(tmp_path / "other")).words

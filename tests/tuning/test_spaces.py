@@ -14,7 +14,7 @@ from raybal.errors import ConfigError
 from raybal.settings import from_plain
 from raybal.tuning.config import TuneConfig
 from raybal.tuning.spaces import Dimension, draw, merged, samples, settings_from, space_of, values_in
-from raybal.tuning.sweep import first_values
+from raybal.tuning.trial import Plan
 
 ALL = ["method", "pace", "learning_rate", "weight_decay", "fusion"]
 
@@ -26,6 +26,10 @@ def settings_of(method: str) -> BalancingSettings:
 def base_of(settings: BalancingSettings) -> dict:
     train = {"learning_rate": 1e-3, "weight_decay": 1e-4}
     return {"balancing": dataclasses.asdict(settings), "train": train, "model": {"fusion": "concat"}}
+
+
+def first_values(settings: BalancingSettings, space) -> list[dict]:
+    return Plan(TuneConfig(), "row", settings, space, (), (), "", {}).first_values()
 
 
 def random_values(space, seed: int) -> dict:
@@ -75,7 +79,7 @@ def test_slope_and_ceiling_stand_for_alpha():
 
 def test_published_values_come_first_and_those_outside_a_range_do_not():
     settings = settings_of("mlb")
-    first = first_values(settings, space_of(settings, ["method", "pace", "learning_rate"], {}, 20), base_of(settings))
+    first = first_values(settings, space_of(settings, ["method", "pace", "learning_rate"], {}, 20))
     rest = {"balancing.pace.kind": "constant", "balancing.pace.final": 1.0, "train.learning_rate": 1e-3}
     assert first == [
         # The default first; beta_max 0.5 of UCF101 is outside.
@@ -85,9 +89,9 @@ def test_published_values_come_first_and_those_outside_a_range_do_not():
         {"balancing.beta_max": 1.0, "balancing.alpha": 2.0, **rest},
     ]
     narrow = space_of(settings, ["method"], {"balancing.alpha": Dimension("uniform", 1.0, 3.0)}, 20)
-    assert first_values(settings, narrow, base_of(settings)) == [{"balancing.beta_max": 1.0, "balancing.alpha": 2.0}]
+    assert first_values(settings, narrow) == [{"balancing.beta_max": 1.0, "balancing.alpha": 2.0}]
     own = MLBSettings(alpha=2.5)
-    assert first_values(own, narrow, base_of(own))[0] == {"balancing.beta_max": 2.0, "balancing.alpha": 2.5}
+    assert first_values(own, narrow)[0] == {"balancing.beta_max": 2.0, "balancing.alpha": 2.5}
 
 
 @pytest.mark.parametrize("method", METHODS.names())

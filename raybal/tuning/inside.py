@@ -1,0 +1,152 @@
+"""Tuning inside a loop: on the labels that a round has, with a share of the loop's time.
+
+rounds/003/tune/optuna.log                        its trials
+rounds/003/tune/trials/<method>/<trial>/0/        their training runs
+rounds/003/tune.yaml                              what changed, and what it cost
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+
+from raybal.config import LoopConfig
+from raybal.data.pool import Labelled, Pool
+from raybal.rounds import PHASES, Round
+from raybal.store import Store
+from raybal.tuning.config import TuneConfig
+from raybal.tuning.journal import StoreJournal
+from raybal.tuning.spaces import Values, merged, values_in
+from raybal.tuning.summary import Found, RowFound
+from raybal.tuning.trial import Plan
+from raybal.tuning.trials import ended, search
+from raybal.tuning.values import changes
+
+JOURNAL = "optuna.log"
+#: Trials of the last tuning that are tried again.
+CARRIED = 3
+
+log = logging.getLogger(__name__)
+
+Settings = dict[str, dict[str, Any]]
+
+
+def settings_in_force(current: Round) -> Settings:
+    """Returns what the newest tuning up to a round has set, plain, by section; nothing where there was none."""
+    for number in range(current.number, -1, -1):
+        found = Round(current.store, number)
+        if found.done("tune") and (settings := found.facts("tune").get("settings")):
+            return settings
+    return {}
+
+
+def seconds_left(current: Round, share: float) -> float:
+    """Returns how many seconds of tuning make up a share of the loop's time so far, beyond what tuning has had."""
+    spent = {"tune": 0.0, "else": 0.0}
+    for number in range(current.number + 1):
+        one = Round(current.store, number)
+        for phase in PHASES:
+            if one.done(phase):
+                spent["tune" if phase == "tune" else "else"] += one.facts(phase)["seconds"]
+    return share / (1 - share) * spent["else"] - spent["tune"]
+
+
+def plan_of(config: LoopConfig, pool: Pool, classes: Sequence[str], store: Store, seed: int) -> Plan:
+    """Returns what a tuning searches.
+
+    Args:
+        config: of the loop.
+        pool: that it learns from.
+        classes: class names.
+        store: of the trials.
+        seed: of the suggestions and the initial weights.
+
+    Raises:
+        ConfigError: there is nothing to search, or a range is not accepted.
+    """
+    own, tuning = config.balancing, config.tuning
+    sweep = TuneConfig(
+        pool=pool.store.root,
+        store=store.root,
+        seed=seed,
+        methods=[own.method],
+        trials=tuning.trials,
+        search=tuning.search,
+        space=tuning.space,
+        model=config.model,
+        balancing={own.method: own},
+        train=dataclasses.replace(config.train, round_start="fresh"),
+        resources=config.resources,
+    )
+    plan = Plan(sweep, own.method, own, {}, pool.info.modalities, tuple(classes), None, {})
+    return plan.searching(tuning.search, sweep.dimensions)
+
+
+def retune(
+    plan: Plan, parts: tuple[Labelled, Labelled], before: Settings, earlier: Round | None, seconds: float
+) -> dict[str, Any]:
+    """Searches better settings than those in force; returns facts for the round's marker.
+
+    Args:
+        plan: what is searched.
+        parts: training and validation items of the round.
+        before: settings in force, plain, by section.
+        earlier: the round of the last tuning, whose best trials are tried again; None where there was none.
+        seconds: that it may take; a little more if the last trials are longer than those before.
+
+    Returns:
+        {"trials", "epochs", "before": {"values", "accuracy"}, "after": the same, "settings": those that hold from now
+        on, plain, by section}.
+    """
+    store = Store(plan.config.store)
+    in_force = values_in(plan.space, merged(plan.base, before), type(plan.own))
+    first = [] if in_force is None else [in_force]
+    first += [values for values in _best_of(earlier, plan) if values not in first]
+    found = search(
+        plan,
+        parts,
+        store,
+        StoreJournal(store, JOURNAL),
+        plan.config.trials,
+        first=first,
+        deadline=time.monotonic() + seconds,
+    )
+    old = next((t for t in found.trials if t.number == 0), None)
+    best = next(iter(found.best(1)), old)
+    facts = {"trials": len(found.trials), "epochs": found.epochs, "settings": before}
+    if old is None or best is None:
+        return facts
+    facts |= {"before": _facts(old), "after": _facts(best)}
+    if best.number != old.number:
+        facts["settings"] = _plain(plan.chosen(best.values))
+        log.info(
+            "tuning: validation %.1f%% with the settings before, %.1f%% with those of trial %d: %s",
+            100 * old.accuracy, 100 * best.accuracy, best.number, changes(old.values, best.values),
+        )  # fmt: skip
+    else:
+        log.info("tuning: none of %d trials beats the settings in force", len(found.trials))
+    return facts
+
+
+def _facts(trial: Found) -> dict[str, Any]:
+    return {"trial": trial.number, "values": trial.values, "accuracy": trial.accuracy}
+
+
+def _plain(settings: dict[str, Any]) -> Settings:
+    return {section: dict(own) for section, own in settings.items()}
+
+
+def _best_of(earlier: Round | None, plan: Plan) -> list[Values]:
+    """Returns the best values of an earlier tuning."""
+    if earlier is None:
+        return []
+    journal = StoreJournal(Store(earlier.store.path(f"{earlier.folder}/tune")), JOURNAL)
+    study = optuna.load_study(study_name=plan.row, storage=JournalStorage(journal))
+    found = RowFound(plan.row, plan.own.method, plan.space, ended(study, plan.space), [])
+    return [trial.values for trial in found.best(CARRIED)]

@@ -1,0 +1,202 @@
+"""Running the trials of a row: Optuna suggests, Ray Tune runs and stops."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from ray import tune
+from ray.tune import ResultGrid
+from ray.tune.schedulers import FIFOScheduler
+
+from raybal import hashing
+from raybal.data.pool import Labelled
+from raybal.errors import RaybalError, StoreError
+from raybal.lease import is_current
+from raybal.resources import trial_options
+from raybal.store import Store
+from raybal.tuning.config import TuneConfig
+from raybal.tuning.journal import StoreJournal
+from raybal.tuning.search import FACTS, Halving, StudySearch, accuracies_of, rungs, values_of
+from raybal.tuning.spaces import Space, Values
+from raybal.tuning.summary import Found, RowFound
+from raybal.tuning.trial import Plan, run_trial
+
+#: Ray Tune's own files about trials are not looked at, nor is what it prints; a report may lack what the end tells.
+TUNE_DEFAULTS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+log = logging.getLogger(__name__)
+
+
+def search(
+    plan: Plan,
+    parts: tuple[Labelled, Labelled],
+    store: Store,
+    journal: StoreJournal,
+    total: int,
+    *,
+    stopping: bool = True,
+    first: Sequence[Values] = (),
+    deadline: float | None = None,
+) -> RowFound:
+    """Runs the trials of a row that have not ended.
+
+    Args:
+        plan: of the row.
+        parts: training and validation items.
+        store: of the sweep.
+        journal: that the row's study lies in.
+        total: number of trials in all.
+        stopping: whether trials that fall behind are stopped.
+        first: values of the first trials, before the row's own and the published ones.
+        deadline: on time.monotonic(), after which no more trials begin; None: no such limit.
+
+    Raises:
+        RaybalError: a trial could not be run.
+    """
+    config, row = plan.config, plan.row
+    both, seed = config.objective == "both", hashing.digest(config.seed, "search", row)
+    points = [*first, *(values for values in plan.first_values() if values not in first)]
+    suggestions = StudySearch(journal, row, plan.space, total, seed, gap=both, first=points, deadline=deadline)
+    study, stops = suggestions.study, stops_of(config, plan.space) if stopping else []
+    left = suggestions.left
+    if left > 0:
+        done = f", {total - left} of them done" if left < total else ""
+        log.info("%s: %d trials%s, searching %s", row, total, done, ", ".join(plan.space))
+        suggestions.say = Progress(row, total, study)
+        resources, at_once = trial_options(config.train, config.resources)
+        set_defaults()
+        epochs = config.train.epochs
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(run_trial, plan=plan, parts=parts), resources),
+            tune_config=tune.TuneConfig(
+                search_alg=suggestions,
+                scheduler=Halving(study, epochs, stops[0], config.stopping.reduction) if stops else FIFOScheduler(),
+                num_samples=left,
+                max_concurrent_trials=at_once,
+                reuse_actors=True,
+            ),
+            # Another start begins with another name: the study is what it goes on from.
+            run_config=run_config(f"{row}-{uuid.uuid4().hex}", plan, store),
+        )
+        check(tuner.fit(), row)
+    return RowFound(row, plan.own.method, plan.space, ended(study, plan.space), stops)
+
+
+def ended(study: optuna.Study, space: Space) -> list[Found]:
+    """Returns the trials of a study that have ended."""
+    return [
+        Found(t.number, values_of(t, space), accuracies_of(t), t.user_attrs.get(FACTS) or None)
+        for t in study.trials
+        if t.state.is_finished()
+    ]
+
+
+def stops_of(config: TuneConfig, space: Space) -> list[int]:
+    """Returns the epochs after which trials may be stopped, ascending: the first when a third of the run is over and
+    every pace has begun."""
+    stopping, epochs = config.stopping, config.train.epochs
+    if stopping.off:
+        return []
+    latest = max((d.bounds[1] for key, d in space.items() if key.endswith(".start")), default=0.0)
+    grace = stopping.grace or max(math.ceil(epochs / 3), math.floor(latest * epochs) + 1)
+    return rungs(epochs, grace, stopping.reduction)
+
+
+def set_defaults() -> None:
+    """Sets what the user has not set in the environment; Ray Tune reads it."""
+    for name, value in TUNE_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def run_config(name: str, plan: Plan, store: Store) -> tune.RunConfig:
+    """Returns how Ray Tune runs a row, its own files in the store's folder ray/<name>."""
+    return tune.RunConfig(
+        name=name,
+        storage_path=store.path("ray"),
+        storage_filesystem=store.filesystem,
+        failure_config=tune.FailureConfig(max_failures=plan.config.resources.max_failures),
+        callbacks=[] if plan.token is None else [Fence(store.root, plan.token)],
+        verbose=0,
+    )
+
+
+def check(results: ResultGrid, row: str) -> None:
+    """Checks that all trials have ended as they should.
+
+    Raises:
+        RaybalError: some have not.
+    """
+    errors = results.errors
+    if errors:
+        cause = str(getattr(errors[0], "cause", None) or errors[0]).strip().rpartition("\n")[2]
+        raise RaybalError(
+            f"{row}: {len(errors)} trials could not be run, the first because of: {cause}. What has ended is kept; the "
+            "same command tries the others again"
+        )
+
+
+class Fence(tune.Callback):
+    """Ends a sweep whose store another driver has taken over."""
+
+    def __init__(self, root: str, token: str) -> None:
+        self.root = root
+        self.token = token
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if not is_current(Store(self.root), self.token):
+            raise StoreError(f"store {self.root}: another driver has taken over; this sweep stops")
+
+
+class Progress:
+    """Says how far a row is, and how long the rest may take.
+
+    Args:
+        row: its name.
+        total: number of its trials.
+        study: that they are in.
+    """
+
+    def __init__(self, row: str, total: int, study: optuna.Study) -> None:
+        self.row = row
+        self.total = total
+        self.study = study
+        self._done = 0
+        self._started = time.monotonic()
+
+    def __call__(self, trial: FrozenTrial) -> None:
+        self._done += 1
+        ended = [t for t in self.study.trials if t.state.is_finished()]
+        accuracies, facts = accuracies_of(trial), trial.user_attrs[FACTS]
+        if "diverged" in facts:
+            what = "diverged"
+        elif trial.state == TrialState.PRUNED:
+            what = f"stopped after epoch {max(accuracies)} at {100 * accuracies[max(accuracies)]:.1f}%"
+        else:
+            what = f"validation {100 * trial.values[0]:.1f}%, gap {facts['gap']:.2f}, {facts['seconds']:.0f} s"
+        best = max((t for t in ended if t.state == TrialState.COMPLETE), key=lambda t: t.values[0], default=None)
+        lead = "" if best is None else f"; best {100 * best.values[0]:.1f}% (trial {best.number})"
+        left = (self.total - len(ended)) * (time.monotonic() - self._started) / self._done / 60
+        log.info(
+            "%s, %d of %d: trial %d %s%s, about %.0f min left",
+            self.row,
+            len(ended),
+            self.total,
+            trial.number,
+            what,
+            lead,
+            left,
+        )

@@ -1,0 +1,129 @@
+"""Schedules by population."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from ray_tools import run_job
+
+from raybal.balancing.base import METHODS, BalancingSettings
+from raybal.balancing.pace import PaceSettings
+from raybal.config import parse
+from raybal.errors import ConfigError
+from raybal.settings import from_plain
+from raybal.store import Store
+from raybal.tuning.config import TuneConfig
+from raybal.tuning.population import STRENGTH, Schedule, _stepped, exploits_of, extended, members, values_with
+from raybal.tuning.spaces import settings_from, space_of
+from raybal.tuning.sweep import run_sweep
+
+
+def pace_of(schedule: Schedule) -> PaceSettings:
+    content = settings_from(values_with({}, schedule), METHODS.get("mlb").Settings)["balancing"]
+    built = from_plain(BalancingSettings, {"method": "mlb", **content})
+    return built.pace  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_schedule_is_what_its_lineage_went_through(seed):
+    """Grown interval by interval as takeovers do, it goes to each strength within an interval and leaves the past."""
+    generator, epochs, interval = random.Random(seed), 20, 4
+    schedule: Schedule = [(0.0, generator.random())]
+    strength = schedule[0][1]
+    for epoch in range(interval, epochs, interval):
+        before = pace_of(schedule)
+        new = strength if generator.random() < 0.4 else generator.random()
+        schedule = extended(schedule, new, epoch, interval, epochs)
+        after = pace_of(schedule)
+        for at in np.linspace(0, epoch / epochs, 50):
+            assert after.strength(at) == pytest.approx(before.strength(at))
+        assert after.strength((epoch + interval / 2) / epochs) == pytest.approx((strength + new) / 2)
+        assert after.strength((epoch + interval) / epochs) == pytest.approx(new)
+        assert after.strength(1.0) == pytest.approx(new)
+        strength = new
+
+
+def test_the_last_interval_may_be_short():
+    assert extended([(0.0, 1.0)], 0.5, 9, 4, 10) == [(0.0, 1.0), (0.9, 1.0), (1.0, 0.5)]
+    assert extended([(0.0, 1.0)], 0.5, 10, 4, 10) == [(0.0, 1.0), (1.0, 1.0)]
+    assert extended([(0.0, 1.0)], 1.0, 4, 4, 10) == [(0.0, 1.0)]
+
+
+def test_members_begin_differently_and_the_same_each_time():
+    space = space_of(METHODS.get("mlb").Settings(method="mlb"), ["method", "learning_rate"], {}, 20)
+    first = [{"balancing.beta_max": 2.0, "balancing.slope": 0.5, "train.learning_rate": 1e-3}]
+    found = members(space, first, 6, 3)
+    assert found == members(space, first, 6, 3)
+    assert found != members(space, first, 6, 4)
+    assert [m.strength for m in found[:2]] == [1.0, 0.0]
+    assert found[0].values == first[0]
+    assert len({m.values["train.learning_rate"] for m in found}) == 6
+    for m in found:
+        assert all(space[key].takes(value) for key, value in m.values.items())
+
+
+@pytest.mark.parametrize("before", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_a_step_moves_and_stays_within_bounds(before):
+    found = {_stepped({STRENGTH: before, "origin": 3})[STRENGTH] for _ in range(50)}
+    assert found == {s for s in (before - 0.25, before + 0.25) if 0 <= s <= 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--population.members", "3"], r"population\.members: 3 is not accepted; with share 0\.25 .* at least 4"),
+        (["--population.members", "4", "--train.num-workers", "2"], r"train\.num_workers: members of a population"),
+        (["--population.share", "0.6"], r"population\.share: 0\.6 is not accepted"),
+    ],
+)
+def test_a_population_that_cannot_be_is_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(TuneConfig, arguments)
+
+
+def options(pool, store, *more: str) -> list[str]:
+    text = (
+        "--methods mlb --search learning_rate --population.members 4 --population.interval 2 --train.epochs 6 "
+        "--finalists 1 --finalist-seeds 1 --seeds 0 --items 60 --train.batch-size 16 --train.device cpu "
+        "--model.encoder.dim 8 --model.encoder.width 4"
+    )
+    return [*text.split(), "--pool", str(pool), "--store", str(store), *more]
+
+
+@pytest.mark.ray
+def test_takeovers_take_effect_also_after_the_driver_was_killed(feature_pool, tmp_path):
+    folder = tmp_path / "store"
+    store = Store(str(folder))
+    run_job("tune.py", options(feature_pool, folder), lambda: store.exists(exploits_of("mlb")))
+    assert not list(folder.glob("trials/mlb/member-*/0/member.yaml")), "the kill came too late to show anything"
+    printed = run_job("tune.py", options(feature_pool, folder))
+    assert "the population goes on" in printed
+    exploits = store.read_yaml(exploits_of("mlb"))
+    assert {e["epoch"] for e in exploits} == {2, 4}
+    for number in range(4):
+        ended = store.read_yaml(f"trials/mlb/member-{number:02d}/0/member.yaml")
+        assert [r["epoch"] for r in ended["history"]] == [1, 2, 3, 4, 5, 6]
+        pace = pace_of([tuple(knot) for knot in ended["schedule"]])
+        for r in ended["history"]:
+            # What was in force, step by step, is what the schedule says of that epoch.
+            low, high = sorted((pace.strength((r["epoch"] - 1) / 6), pace.strength(r["epoch"] / 6)))
+            assert low - 1e-9 <= np.mean(r["pace"]) <= high + 1e-9
+        own = [e for e in exploits if e["member"] == number]
+        if own:
+            assert pace.strength((own[-1]["epoch"] + 2) / 6) == pytest.approx(own[-1]["new_strength"])
+    # Nothing is done again, and the schedule is one that tables and loops train with.
+    summary = run_sweep(parse(TuneConfig, options(feature_pool, folder)))
+    row, constant = summary.rows
+    assert (row.name, constant.name, len(constant.trials)) == ("mlb", "mlb-constant", 4)
+    assert row.schedules[row.chosen.number]
+    assert all(t.state == "finished" for t in constant.trials)
+
+
+@pytest.mark.ray
+def test_pb2_finds_schedules_too(feature_pool, tmp_path):
+    arguments = options(feature_pool, tmp_path / "store", "--population.scheduler", "pb2")
+    summary = run_sweep(parse(TuneConfig, arguments))
+    assert len(summary.rows[0].exploits) >= 2
+    assert all(0 <= e["new_strength"] <= 1 for e in summary.rows[0].exploits)
