@@ -79,6 +79,7 @@ class Context:
         rehearse: trains a copy of the model, from where it stands, with another method for a number of epochs on the
             batches that come next, and returns the copy; all workers take part, and the run itself does not notice.
         epoch, epochs: epochs done, and those of the whole run.
+        rehearsed: epochs that copies were trained for since this run was started or resumed.
         step, steps: steps done in all, and those of the whole run.
     """
 
@@ -98,6 +99,7 @@ class Context:
     epochs: int
     epoch: int = 0
     step: int = 0
+    rehearsed: int = 0
     log: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @property

@@ -71,7 +71,8 @@ def fit(run: Run, on_epoch: Callable[[dict[str, Any]], None] = lambda record: No
     Returns:
         {"history": one record an epoch, "epoch": the epoch whose model is used}. A record has `epoch`, `loss`,
         `validation`, `seconds`, and the mean over the epoch's steps of all that the method recorded: for a method
-        with coefficients `coefficient` and `score` of each modality, and `pace`, the strength in force.
+        with coefficients `coefficient` and `score` of each modality, and `pace`, the strength in force. Where copies
+        were trained too, `rehearsed` is the number of their epochs so far.
     """
     settings, workers = run.settings, run.workers
     ctx = begin(run)
@@ -81,8 +82,11 @@ def fit(run: Run, on_epoch: Callable[[dict[str, Any]], None] = lambda record: No
     run.method.setup(ctx)
     if run.warm is not None and not progress["history"]:
         ctx.classifier.load_state_dict(run.warm)
+    earlier = progress["history"][-1].get("rehearsed", 0) if progress["history"] else 0
     while ctx.epoch < settings.epochs and not _stalled(progress, settings.patience):
         record = _epoch(run, ctx)
+        if earlier + ctx.rehearsed:
+            record["rehearsed"] = earlier + ctx.rehearsed
         progress["history"].append(record)
         score = _score(record)
         if score > tuple(progress["best_score"]):
@@ -207,6 +211,7 @@ def _rehearse(run: Run, ctx: Context, method: BalancingMethod, epochs: int) -> C
             _train_epoch(run, own, method)
         except DivergedError as error:
             raise DivergedError(f"before epoch {ctx.epoch + 1}, a copy trained by {method.name}: {error}") from error
+    ctx.rehearsed += epochs
     return classifier
 
 

@@ -30,7 +30,9 @@ from raybal.tuning.spaces import Dimension, Space, Values, draw
 ACCURACY, GAP, EPOCH = "accuracy", "gap", "epoch"
 #: Keys of a trial's last report, and of its configuration.
 RESULT, NUMBER, VALUES = "result", "number", "values"
-#: User attributes of a trial.
+#: Key of a report: epochs that a method has trained copies of the model for.
+INSIDE = "inside"
+#: User attributes of a trial, and INSIDE.
 REPORTS, FACTS = "reports", "facts"
 
 log = logging.getLogger(__name__)
@@ -138,6 +140,7 @@ class StudySearch(OptunaSearch):
         else:
             state, values = TrialState.COMPLETE, [result[ACCURACY], result[GAP]] if self._gap else [result[ACCURACY]]
         trial.set_user_attr(REPORTS, [[epoch, value] for epoch, value in sorted(reports.items())])
+        trial.set_user_attr(INSIDE, result.get(INSIDE, 0))
         trial.set_user_attr(FACTS, json.loads(result.get(RESULT) or "{}"))
         if not self._gap:
             for epoch, value in sorted(reports.items()):

@@ -32,12 +32,14 @@ class Found:
         accuracies: on validation, by epoch.
         result: of one that was trained to the end, {"epoch", "epochs", "seconds", "heads", "probes", "gap", ...}, or
             {"diverged": why}; None where it was stopped.
+        inside: epochs that the method trained copies of the model for.
     """
 
     number: int
     values: Values
     accuracies: dict[int, float]
     result: dict[str, Any] | None
+    inside: int = 0
 
     @property
     def state(self) -> str:
@@ -114,8 +116,13 @@ class RowFound:
 
     @property
     def epochs(self) -> int:
-        """Epochs trained in all trials."""
-        return sum(len(t.accuracies) for t in self.trials)
+        """Epochs trained in all trials, those of copies that the method trains among them."""
+        return sum(len(t.accuracies) for t in self.trials) + self.inside
+
+    @property
+    def inside(self) -> int:
+        """Epochs that the method trained copies of the model for, in all trials."""
+        return sum(t.inside for t in self.trials)
 
     @property
     def front(self) -> list[Found]:
@@ -178,10 +185,11 @@ class SweepSummary:
         found = []
         for row in self.rows:
             chosen = row.chosen
+            inside = f" ({row.inside} of them inside the method)" if row.inside else ""
             values = ", ".join(f"{key.removeprefix('balancing.')} {shown(v)}" for key, v in chosen.values.items())
             found.append(
-                f"{row.name}: {len(row.trials)} trials, {len(row.finished)} to the end, {row.epochs} epochs; best "
-                f"trial {chosen.number}, validation {100 * row.score:.1f}% over {len(row.finalists[chosen.number])} "
+                f"{row.name}: {len(row.trials)} trials, {len(row.finished)} to the end, {row.epochs} epochs{inside}; "
+                f"best trial {chosen.number}, validation {100 * row.score:.1f}% over {len(row.finalists[chosen.number])} "
                 f"seeds: {values}"
             )
         return [*found, *(self.final.lines() if self.final else [])]

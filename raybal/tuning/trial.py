@@ -30,7 +30,7 @@ from raybal.training.settings import TrainSettings
 from raybal.training.task import TrainTask
 from raybal.training.worker import train
 from raybal.tuning.config import TuneConfig
-from raybal.tuning.search import ACCURACY, EPOCH, GAP, NUMBER, RESULT, VALUES
+from raybal.tuning.search import ACCURACY, EPOCH, GAP, INSIDE, NUMBER, RESULT, VALUES
 from raybal.tuning.spaces import Dimension, Space, Values, merged, samples, settings_from, space_of, values_in
 
 
@@ -195,6 +195,7 @@ def _report(record: dict[str, Any]) -> dict[str, Any]:
     return {
         EPOCH: record["epoch"],
         ACCURACY: record["validation"]["fused"]["accuracy"],
+        INSIDE: record.get("rehearsed", 0),
         # Ray Tune wants every objective in every report; this one is known at the end.
         GAP: math.nan,
         RESULT: None,
@@ -222,7 +223,8 @@ def _outcome(store: Store, run: TrialRun, task: TrainTask, plan: Plan) -> dict[s
         "gap": gap,
     }
     # As text: Ray Tune would flatten a mapping.
-    return {ACCURACY: kept["fused"]["accuracy"], GAP: gap, RESULT: json.dumps(facts)}
+    inside = trained["history"][-1].get("rehearsed", 0)
+    return {ACCURACY: kept["fused"]["accuracy"], GAP: gap, INSIDE: inside, RESULT: json.dumps(facts)}
 
 
 def gap_of(ratios: Mapping[str, float]) -> float:

@@ -24,7 +24,7 @@ from raybal.resources import trial_options
 from raybal.store import Store
 from raybal.tuning.config import TuneConfig
 from raybal.tuning.journal import StoreJournal
-from raybal.tuning.search import FACTS, Halving, StudySearch, accuracies_of, rungs, values_of
+from raybal.tuning.search import FACTS, INSIDE, Halving, StudySearch, accuracies_of, rungs, values_of
 from raybal.tuning.spaces import Space, Values
 from raybal.tuning.summary import Found, RowFound
 from raybal.tuning.trial import Plan, run_trial
@@ -97,7 +97,13 @@ def search(
 def ended(study: optuna.Study, space: Space) -> list[Found]:
     """Returns the trials of a study that have ended."""
     return [
-        Found(t.number, values_of(t, space), accuracies_of(t), t.user_attrs.get(FACTS) or None)
+        Found(
+            t.number,
+            values_of(t, space),
+            accuracies_of(t),
+            t.user_attrs.get(FACTS) or None,
+            t.user_attrs.get(INSIDE, 0),
+        )
         for t in study.trials
         if t.state.is_finished()
     ]

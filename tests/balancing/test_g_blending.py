@@ -60,6 +60,8 @@ def test_weights_hold_for_a_super_epoch_or_for_good(mode, estimates):
     assert found[0] == found[1]
     assert found[2] == found[3]
     assert len(set(found)) == estimates
+    # Two copies of two epochs an estimate.
+    assert [r["rehearsed"] for r in history] == ([4, 4, 8, 8] if mode == "online" else [4, 4, 4, 4])
     assert all(sum(w) == pytest.approx(1) for w in found)
 
 

@@ -193,7 +193,7 @@ def test_tunings_are_shown_with_what_they_changed(tmp_path):
     cells = [[row[k] for k in (0, 1, 2, 4, 5, 6)] for row in table[1:]]
     assert cells == [
         ["1", "7", "30", "50.0%", "62.5%", "alpha 0.5 → 2"],
-        ["2", "0", "0", "–", "–", "tuning has had its share of the time"],
+        ["2", "0", "0", "\u2013", "\u2013", "tuning has had its share of the time"],
         ["3", "2", "9", "62.5%", "62.5%", "nothing was better"],
     ]
     assert "Tuning between rounds" not in report(store_in(tmp_path / "other")).words
