@@ -187,10 +187,10 @@ class SweepSummary:
             chosen = row.chosen
             inside = f" ({row.inside} of them inside the method)" if row.inside else ""
             values = ", ".join(f"{key.removeprefix('balancing.')} {shown(v)}" for key, v in chosen.values.items())
+            seeds = len(row.finalists[chosen.number])
             found.append(
                 f"{row.name}: {len(row.trials)} trials, {len(row.finished)} to the end, {row.epochs} epochs{inside}; "
-                f"best trial {chosen.number}, validation {100 * row.score:.1f}% over {len(row.finalists[chosen.number])} "
-                f"seeds: {values}"
+                f"best trial {chosen.number}, validation {100 * row.score:.1f}% over {seeds} seeds: {values}"
             )
         return [*found, *(self.final.lines() if self.final else [])]
 
