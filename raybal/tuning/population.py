@@ -291,7 +291,7 @@ def _tuner(
     if tune.Tuner.can_restore(path, storage_filesystem=store.filesystem):
         log.info("%s: the population goes on", row)
         return tune.Tuner.restore(
-            path, trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=store.filesystem
+            path, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=store.filesystem
         )
     random.seed(hashing.digest(config.seed, "population", row))
     settings = config.population
@@ -306,5 +306,6 @@ def _tuner(
             num_samples=len(begin),
             reuse_actors=True,
         ),
-        run_config=run_config(f"population-{row}", plan, store),
+        # A restored population would look for the lease of the driver that began it; members look for their own.
+        run_config=run_config(f"population-{row}", plan, store, callbacks=[]),
     )

@@ -78,6 +78,7 @@ def search(
         resources, at_once = trial_options(config.train, config.resources)
         set_defaults()
         epochs = config.train.epochs
+        fence = [] if plan.token is None else [Fence(store.root, plan.token)]
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run_trial, plan=plan, parts=parts), resources),
             tune_config=tune.TuneConfig(
@@ -88,7 +89,7 @@ def search(
                 reuse_actors=True,
             ),
             # Another start begins with another name: the study is what it goes on from.
-            run_config=run_config(f"{row}-{uuid.uuid4().hex}", plan, store),
+            run_config=run_config(f"{row}-{uuid.uuid4().hex}", plan, store, fence),
         )
         check(tuner.fit(), row)
     return RowFound(row, plan.own.method, plan.space, ended(study, plan.space), stops)
@@ -126,14 +127,14 @@ def set_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
-def run_config(name: str, plan: Plan, store: Store) -> tune.RunConfig:
+def run_config(name: str, plan: Plan, store: Store, callbacks: Sequence[tune.Callback]) -> tune.RunConfig:
     """Returns how Ray Tune runs a row, its own files in the store's folder ray/<name>."""
     return tune.RunConfig(
         name=name,
         storage_path=store.path("ray"),
         storage_filesystem=store.filesystem,
         failure_config=tune.FailureConfig(max_failures=plan.config.resources.max_failures),
-        callbacks=[] if plan.token is None else [Fence(store.root, plan.token)],
+        callbacks=list(callbacks),
         verbose=0,
     )
 

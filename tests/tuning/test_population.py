@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,17 @@ from raybal.errors import ConfigError
 from raybal.settings import from_plain
 from raybal.store import Store
 from raybal.tuning.config import TuneConfig
-from raybal.tuning.population import STRENGTH, Schedule, _stepped, exploits_of, extended, members, values_with
+from raybal.tuning.population import (
+    STRENGTH,
+    Schedule,
+    _stepped,
+    exploits_of,
+    extended,
+    members,
+    scheduler,
+    values_with,
+)
+from raybal.tuning.search import ACCURACY, EPOCH
 from raybal.tuning.spaces import settings_from, space_of
 from raybal.tuning.sweep import run_sweep
 
@@ -70,6 +81,20 @@ def test_a_step_moves_and_stays_within_bounds(before):
     assert found == {s for s in (before - 0.25, before + 0.25) if 0 <= s <= 1}
 
 
+def test_pb2_suggests_strengths_from_what_members_have_reached(tmp_path):
+    """Asked as Ray Tune asks: with each member's reports so far."""
+    pb2 = scheduler("pb2", 2, 0.25, Store(str(tmp_path)), "mlb")
+    trials = [SimpleNamespace(config={STRENGTH: k / 7, "origin": k}) for k in range(8)]
+    for epoch in (2, 4, 6):
+        for k, trial in enumerate(trials):
+            # The stronger the better.
+            report = {EPOCH: epoch, ACCURACY: 0.1 * epoch / 2 + 0.05 * k}
+            pb2._save_trial_state(SimpleNamespace(), epoch, report, trial)
+    found = [pb2._get_new_config(trials[0], trials[7])[0] for _ in range(3)]
+    assert all(0 <= config[STRENGTH] <= 1 for config in found)
+    assert {config["origin"] for config in found} == {7}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -119,11 +144,3 @@ def test_takeovers_take_effect_also_after_the_driver_was_killed(feature_pool, tm
     assert (row.name, constant.name, len(constant.trials)) == ("mlb", "mlb-constant", 4)
     assert row.schedules[row.chosen.number]
     assert all(t.state == "finished" for t in constant.trials)
-
-
-@pytest.mark.ray
-def test_pb2_finds_schedules_too(feature_pool, tmp_path):
-    arguments = options(feature_pool, tmp_path / "store", "--population.scheduler", "pb2")
-    summary = run_sweep(parse(TuneConfig, arguments))
-    assert len(summary.rows[0].exploits) >= 2
-    assert all(0 <= e["new_strength"] <= 1 for e in summary.rows[0].exploits)
