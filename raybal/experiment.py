@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,14 @@ from raybal.predictor import PredictorSpec
 from raybal.querying.base import STRATEGIES, QueryStrategy, QuotaSettings, build_strategy
 from raybal.querying.embedding import EmbeddingSettings, check_features
 from raybal.querying.random import Random
-from raybal.rounds import Round, asked_in
+from raybal.rounds import Round, asked_in, settings_in_force
 from raybal.settings import from_plain
 from raybal.store import Store
 from raybal.training.settings import TrainSettings
-from raybal.tuning.inside import plan_of, settings_in_force
 from raybal.tuning.spaces import merged
-from raybal.tuning.trial import Plan
+
+if TYPE_CHECKING:
+    from raybal.tuning.trial import Plan
 
 BEGUN = Kind("experiment", format=1)
 
@@ -96,6 +97,9 @@ class Experiment:
         Raises:
             ConfigError: there is nothing to search, or a range is not accepted.
         """
+        # Ray Tune and Optuna take seconds to import, and most loops do not tune.
+        from raybal.tuning.inside import plan_of
+
         return plan_of(self.config, self.pool, self.classes, store, self.seed("tune", current))
 
     def seed(self, what: str, current: Round) -> int:

@@ -42,7 +42,7 @@ from raybal.querying.scoring import read_holder
 from raybal.querying.selection import Selection
 from raybal.report.page import write_report
 from raybal.resources import capacity
-from raybal.rounds import ENDED, LABELLED, PHASES, Round, asked_in
+from raybal.rounds import ENDED, LABELLED, PHASES, Round, asked_in, seconds_left, settings_in_force
 from raybal.scorers import Scorers
 from raybal.start import at_work, say_where
 from raybal.stopping import Progress, kappa, reason_to_stop
@@ -50,7 +50,6 @@ from raybal.store import Store
 from raybal.training.evaluate import evaluate, mean_contributions
 from raybal.training.task import TrainTask
 from raybal.training.worker import train
-from raybal.tuning.inside import retune, seconds_left, settings_in_force
 
 FOLDERS = ("labels", "sheets", "rounds", "tensorboard")
 
@@ -237,6 +236,9 @@ class Loop:
         tuned = [r for r in earlier if r.done("tune") and r.facts("tune").get("trials")]
         store = Store(self.store.path(f"{current.folder}/tune"))
         plan = self.experiment.tuning_plan(store, current)
+        # Ray Tune and Optuna take seconds to import, and most loops do not tune.
+        from raybal.tuning.inside import retune
+
         return retune(plan, parts, settings_in_force(current), tuned[-1] if tuned else None, seconds)
 
     def _train(self, current: Round) -> dict[str, Any]:

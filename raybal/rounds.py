@@ -18,6 +18,10 @@ ENDED = "ended.yaml"
 LABELLED = "labelled-"
 
 
+#: Settings that a tuning has set, plain, by section ("balancing", "train").
+TunedSettings = dict[str, dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class Round:
     """One round of an experiment, in its folder of the store.
@@ -105,3 +109,23 @@ def asked_in(store: Store, before: int | None = None) -> list[str]:
     """Returns the ids of all queries, or of those before a round, in the order in which they were asked for."""
     rounds = [r for r in rounds_of(store) if before is None or r.number < before]
     return [i for r in rounds if r.done("select") for i in r.query()["id"].to_pylist()]
+
+
+def settings_in_force(current: Round) -> TunedSettings:
+    """Returns what the newest tuning up to a round has set, plain, by section; nothing where there was none."""
+    for number in range(current.number, -1, -1):
+        found = Round(current.store, number)
+        if found.done("tune") and (settings := found.facts("tune").get("settings")):
+            return settings
+    return {}
+
+
+def seconds_left(current: Round, share: float) -> float:
+    """Returns how many seconds of tuning make up a share of the loop's time so far, beyond what tuning has had."""
+    spent = {"tune": 0.0, "else": 0.0}
+    for number in range(current.number + 1):
+        one = Round(current.store, number)
+        for phase in PHASES:
+            if one.done(phase):
+                spent["tune" if phase == "tune" else "else"] += one.facts(phase)["seconds"]
+    return share / (1 - share) * spent["else"] - spent["tune"]

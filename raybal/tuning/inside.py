@@ -18,7 +18,7 @@ from optuna.storages import JournalStorage
 
 from raybal.config import LoopConfig
 from raybal.data.pool import Labelled, Pool
-from raybal.rounds import PHASES, Round
+from raybal.rounds import Round, TunedSettings
 from raybal.store import Store
 from raybal.tuning.config import TuneConfig
 from raybal.tuning.journal import StoreJournal
@@ -33,28 +33,6 @@ JOURNAL = "optuna.log"
 CARRIED = 3
 
 log = logging.getLogger(__name__)
-
-Settings = dict[str, dict[str, Any]]
-
-
-def settings_in_force(current: Round) -> Settings:
-    """Returns what the newest tuning up to a round has set, plain, by section; nothing where there was none."""
-    for number in range(current.number, -1, -1):
-        found = Round(current.store, number)
-        if found.done("tune") and (settings := found.facts("tune").get("settings")):
-            return settings
-    return {}
-
-
-def seconds_left(current: Round, share: float) -> float:
-    """Returns how many seconds of tuning make up a share of the loop's time so far, beyond what tuning has had."""
-    spent = {"tune": 0.0, "else": 0.0}
-    for number in range(current.number + 1):
-        one = Round(current.store, number)
-        for phase in PHASES:
-            if one.done(phase):
-                spent["tune" if phase == "tune" else "else"] += one.facts(phase)["seconds"]
-    return share / (1 - share) * spent["else"] - spent["tune"]
 
 
 def plan_of(config: LoopConfig, pool: Pool, classes: Sequence[str], store: Store, seed: int) -> Plan:
@@ -89,7 +67,7 @@ def plan_of(config: LoopConfig, pool: Pool, classes: Sequence[str], store: Store
 
 
 def retune(
-    plan: Plan, parts: tuple[Labelled, Labelled], before: Settings, earlier: Round | None, seconds: float
+    plan: Plan, parts: tuple[Labelled, Labelled], before: TunedSettings, earlier: Round | None, seconds: float
 ) -> dict[str, Any]:
     """Searches better settings than those in force; returns facts for the round's marker.
 
@@ -138,7 +116,7 @@ def _facts(trial: Found) -> dict[str, Any]:
     return {"trial": trial.number, "values": trial.values, "accuracy": trial.accuracy}
 
 
-def _plain(settings: dict[str, Any]) -> Settings:
+def _plain(settings: dict[str, Any]) -> TunedSettings:
     return {section: dict(own) for section, own in settings.items()}
 
 

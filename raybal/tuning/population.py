@@ -32,13 +32,14 @@ from raybal.data.pool import Labelled
 from raybal.errors import DivergedError
 from raybal.resources import trial_options
 from raybal.store import Store
+from raybal.table.cells import probe_on_validation
 from raybal.training.checkpoint import Checkpoints
 from raybal.training.task import TrainTask
 from raybal.tuning.search import ACCURACY, EPOCH
 from raybal.tuning.spaces import Space, Values, drawn
 from raybal.tuning.summary import Found, RowFound
-from raybal.tuning.trial import Plan
-from raybal.tuning.trials import check, run_config, set_defaults
+from raybal.tuning.trial import Plan, gap_of
+from raybal.tuning.trials import check, fence, run_config, set_defaults
 
 STRENGTH, ORIGIN = "strength", "origin"
 #: How far PBT moves a strength, where it does not draw a new one.
@@ -126,6 +127,8 @@ def run_member(
 
     try:
         result = task.run(on_epoch=on_epoch)
+        probes = probe_on_validation(task)
+        result |= {"probes": probes, "gap": gap_of(probes, plan.alone)}
     except DivergedError as error:
         # The worst accuracy there is, until it takes over another.
         due = (len(task.history()) // interval + 1) * interval
@@ -194,8 +197,6 @@ class _Recorded:
         }
         store = Store(self.record)
         events = store.read_yaml(self.name) if store.exists(self.name) else []
-        # A restored population may repeat what its driver did not live to note.
-        events = [e for e in events if (e["epoch"], e["member"]) != (event["epoch"], event["member"])]
         store.write_yaml(self.name, [*events, event])
         log.info(
             "epoch %d: member %d (%.1f%%) takes over member %d (%.1f%%); strength %.2f of that one becomes %.2f",
@@ -274,25 +275,23 @@ def populate(plan: Plan, parts: tuple[Labelled, Labelled], store: Store) -> RowF
 def _result(ended: dict[str, Any]) -> dict[str, Any]:
     last = ended["history"][-1]["validation"]["fused"]
     seconds = round(sum(r["seconds"] for r in ended["history"]), 3)
-    return {"epoch": ended["epoch"], "seconds": seconds, "nll": last["nll"], "probes": {}, "heads": {}, "gap": None}
+    kept = {key: ended[key] for key in ("epoch", "probes", "gap")}
+    return {**kept, "seconds": seconds, "nll": last["nll"]}
 
 
 def _tuner(
     plan: Plan, parts: tuple[Labelled, Labelled], begin: Sequence[Member], store: Store, interval: int
 ) -> tune.Tuner:
-    """Returns the population of a row, restored if an earlier driver began it."""
+    """Returns the population of a row."""
     config, row = plan.config, plan.row
     resources, _ = trial_options(config.train, config.resources)
     set_defaults()
     trainable = tune.with_resources(
         tune.with_parameters(run_member, plan=plan, parts=parts, begin=list(begin), interval=interval), resources
     )
-    path = store.path(f"ray/population-{row}")
-    if tune.Tuner.can_restore(path, storage_filesystem=store.filesystem):
-        log.info("%s: the population goes on", row)
-        return tune.Tuner.restore(
-            path, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=store.filesystem
-        )
+    # A population is one run: a driver that was lost in the middle of it begins it again.
+    store.clear(f"ray/population-{row}")
+    store.clear(f"trials/{row}")
     random.seed(hashing.digest(config.seed, "population", row))
     settings = config.population
     points = [{ORIGIN: k, STRENGTH: member.strength} for k, member in enumerate(begin)]
@@ -306,6 +305,5 @@ def _tuner(
             num_samples=len(begin),
             reuse_actors=True,
         ),
-        # A restored population would look for the lease of the driver that began it; members look for their own.
-        run_config=run_config(f"population-{row}", plan, store, callbacks=[]),
+        run_config=run_config(f"population-{row}", plan, store, fence(plan, store)),
     )

@@ -153,10 +153,8 @@ class Sweep:
     def run(self) -> SweepSummary:
         """Runs what is missing and returns what came out. Ray must be connected."""
         journal = StoreJournal(self.store, JOURNAL)
-        for name in self.store.names("ray"):
-            # Of Ray Tune's own files only those of populations are of use to another start.
-            if not name.startswith("population-"):
-                self.store.clear(f"ray/{name}")
+        # What Ray Tune writes there is of no use to another start.
+        self.store.clear("ray")
         alone = self._train_alone()
         rows, plans = [], {}
         for plan in (dataclasses.replace(plan, alone=alone) for plan in self.plans.values()):

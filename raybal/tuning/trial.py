@@ -212,8 +212,7 @@ def _outcome(store: Store, run: TrialRun, task: TrainTask, plan: Plan) -> dict[s
         store.write_yaml(name, probe_on_validation(task))
     probes = store.read_yaml(name)
     kept = trained["history"][trained["epoch"] - 1]["validation"]
-    ratios = {m: probes[m] / alone for m, alone in plan.alone.items() if probes.get(m) is not None}
-    gap = gap_of(ratios)
+    gap = gap_of(probes, plan.alone)
     facts = {
         "epoch": trained["epoch"],
         "seconds": trained["seconds"],
@@ -227,7 +226,13 @@ def _outcome(store: Store, run: TrialRun, task: TrainTask, plan: Plan) -> dict[s
     return {ACCURACY: kept["fused"]["accuracy"], GAP: gap, INSIDE: inside, RESULT: json.dumps(facts)}
 
 
-def gap_of(ratios: Mapping[str, float]) -> float:
+def gap_of(probes: Mapping[str, float | None], alone: Mapping[str, float]) -> float:
     """Returns how unevenly modalities have learnt: the largest minus the smallest ratio of an encoder's probe to that
-    of the same encoder trained alone; 0 where fewer than two can be compared."""
+    of the same encoder trained alone; 0 where fewer than two can be compared.
+
+    Args:
+        probes: accuracy of a probe of each encoder; None where it could not be measured.
+        alone: the same of encoders trained alone.
+    """
+    ratios = {m: probe / alone[m] for m, probe in probes.items() if probe is not None and m in alone}
     return max(ratios.values()) - min(ratios.values()) if len(ratios) > 1 else 0.0

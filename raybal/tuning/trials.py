@@ -78,7 +78,6 @@ def search(
         resources, at_once = trial_options(config.train, config.resources)
         set_defaults()
         epochs = config.train.epochs
-        fence = [] if plan.token is None else [Fence(store.root, plan.token)]
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run_trial, plan=plan, parts=parts), resources),
             tune_config=tune.TuneConfig(
@@ -89,7 +88,7 @@ def search(
                 reuse_actors=True,
             ),
             # Another start begins with another name: the study is what it goes on from.
-            run_config=run_config(f"{row}-{uuid.uuid4().hex}", plan, store, fence),
+            run_config=run_config(f"{row}-{uuid.uuid4().hex}", plan, store, fence(plan, store)),
         )
         check(tuner.fit(), row)
     return RowFound(row, plan.own.method, plan.space, ended(study, plan.space), stops)
@@ -137,6 +136,11 @@ def run_config(name: str, plan: Plan, store: Store, callbacks: Sequence[tune.Cal
         callbacks=list(callbacks),
         verbose=0,
     )
+
+
+def fence(plan: Plan, store: Store) -> list[tune.Callback]:
+    """Returns what ends a row when another driver has taken over its store."""
+    return [] if plan.token is None else [Fence(store.root, plan.token)]
 
 
 def check(results: ResultGrid, row: str) -> None:

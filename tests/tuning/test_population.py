@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ray_tools import run_job
 
 from raybal.balancing.base import METHODS, BalancingSettings
 from raybal.balancing.pace import PaceSettings
@@ -110,7 +109,7 @@ def test_a_population_that_cannot_be_is_refused(arguments, message):
 
 def options(pool, store, *more: str) -> list[str]:
     text = (
-        "--methods mlb --search learning_rate --population.members 4 --population.interval 2 --train.epochs 6 "
+        "--methods mlb --search learning_rate --population.members 4 --population.interval 2 --train.epochs 4 "
         "--finalists 1 --finalist-seeds 1 --seeds 0 --items 60 --train.batch-size 16 --train.device cpu "
         "--model.encoder.dim 8 --model.encoder.width 4"
     )
@@ -118,29 +117,29 @@ def options(pool, store, *more: str) -> list[str]:
 
 
 @pytest.mark.ray
-def test_takeovers_take_effect_also_after_the_driver_was_killed(feature_pool, tmp_path):
+def test_takeovers_take_effect(feature_pool, tmp_path):
     folder = tmp_path / "store"
     store = Store(str(folder))
-    run_job("tune.py", options(feature_pool, folder), lambda: store.exists(exploits_of("mlb")))
-    assert not list(folder.glob("trials/mlb/member-*/0/member.yaml")), "the kill came too late to show anything"
-    printed = run_job("tune.py", options(feature_pool, folder))
-    assert "the population goes on" in printed
-    exploits = store.read_yaml(exploits_of("mlb"))
-    assert {e["epoch"] for e in exploits} == {2, 4}
-    for number in range(4):
-        ended = store.read_yaml(f"trials/mlb/member-{number:02d}/0/member.yaml")
-        assert [r["epoch"] for r in ended["history"]] == [1, 2, 3, 4, 5, 6]
-        pace = pace_of([tuple(knot) for knot in ended["schedule"]])
-        for r in ended["history"]:
-            # What was in force, step by step, is what the schedule says of that epoch.
-            low, high = sorted((pace.strength((r["epoch"] - 1) / 6), pace.strength(r["epoch"] / 6)))
-            assert low - 1e-9 <= np.mean(r["pace"]) <= high + 1e-9
-        own = [e for e in exploits if e["member"] == number]
-        if own:
-            assert pace.strength((own[-1]["epoch"] + 2) / 6) == pytest.approx(own[-1]["new_strength"])
-    # Nothing is done again, and the schedule is one that tables and loops train with.
     summary = run_sweep(parse(TuneConfig, options(feature_pool, folder)))
     row, constant = summary.rows
+    assert row.exploits == store.read_yaml(exploits_of("mlb"))
+    assert [e["epoch"] for e in row.exploits] == [2]
+    for number in range(4):
+        ended = store.read_yaml(f"trials/mlb/member-{number:02d}/0/member.yaml")
+        assert [r["epoch"] for r in ended["history"]] == [1, 2, 3, 4]
+        pace = pace_of(row.schedules[number])
+        for r in ended["history"]:
+            # What was in force, step by step, is what the schedule says of that epoch.
+            low, high = sorted((pace.strength((r["epoch"] - 1) / 4), pace.strength(r["epoch"] / 4)))
+            assert low - 1e-9 <= np.mean(r["pace"]) <= high + 1e-9
+        for e in row.exploits:
+            if e["member"] == number:
+                assert pace.strength(1.0) == pytest.approx(e["new_strength"])
+                other = store.read_yaml(f"trials/mlb/member-{e['from']:02d}/0/member.yaml")
+                assert ended["history"][:2] == other["history"][:2]
+    # Beside the schedule: as many constant strengths, and each trained to the end.
     assert (row.name, constant.name, len(constant.trials)) == ("mlb", "mlb-constant", 4)
-    assert row.schedules[row.chosen.number]
     assert all(t.state == "finished" for t in constant.trials)
+    # A second start finds everything done.
+    again = run_sweep(parse(TuneConfig, options(feature_pool, folder)))
+    assert again.lines() == summary.lines()

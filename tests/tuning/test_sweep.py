@@ -124,6 +124,7 @@ def test_killed_in_the_middle_of_a_trial(finished, feature_pool, tmp_path):
 
 def test_two_trials_of_two_workers_each_at_a_time(cluster, feature_pool, tmp_path):
     changes = {"train.num-workers": 2, "methods": "mlb", "trials": 2, "seeds": 0, "finalists": 1, "finalist-seeds": 1}
+    changes |= {"train.epochs": 3, "stopping.grace": 1}
     summary = run_sweep(parse(TuneConfig, options(feature_pool, tmp_path / "store", **changes)))
     (row,) = summary.rows
     assert len(row.trials) == 2
