@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from types import SimpleNamespace
 
@@ -117,6 +118,7 @@ def options(pool, store, *more: str) -> list[str]:
 
 
 @pytest.mark.ray
+@pytest.mark.skipif("RAYBAL_LONG" not in os.environ, reason="a minute and a half: run with RAYBAL_LONG=1")
 def test_takeovers_take_effect(feature_pool, tmp_path):
     folder = tmp_path / "store"
     store = Store(str(folder))

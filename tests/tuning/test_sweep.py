@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import optuna
@@ -122,6 +123,7 @@ def test_killed_in_the_middle_of_a_trial(finished, feature_pool, tmp_path):
     assert study_of(store, "mlb") == study_of(finished[0], "mlb")[:4]
 
 
+@pytest.mark.skipif("RAYBAL_LONG" not in os.environ, reason="a minute and a half: run with RAYBAL_LONG=1")
 def test_two_trials_of_two_workers_each_at_a_time(cluster, feature_pool, tmp_path):
     changes = {"train.num-workers": 2, "methods": "mlb", "trials": 2, "seeds": 0, "finalists": 1, "finalist-seeds": 1}
     changes |= {"train.epochs": 3, "stopping.grace": 1}
