@@ -109,6 +109,7 @@ def test_a_second_start_does_nothing_again_and_more_trials_add_only_theirs(finis
         run_sweep(parse(TuneConfig, [*arguments, "--train.epochs", "6"]))
 
 
+@pytest.mark.skipif("RAYBAL_LONG" not in os.environ, reason="a minute: run with RAYBAL_LONG=1")
 def test_killed_in_the_middle_of_a_trial(finished, feature_pool, tmp_path):
     store = tmp_path / "store"
     arguments = options(feature_pool, store, **{"resources.cpus-per-worker": 4, "methods": "mlb", "seeds": 0})
