@@ -100,7 +100,9 @@ class Experiment:
         # Ray Tune and Optuna take seconds to import, and most loops do not tune.
         from raybal.tuning.inside import plan_of
 
-        return plan_of(self.config, self.pool, self.classes, store, self.seed("tune", current))
+        spec, train = self.settings_in(current)
+        in_force = dataclasses.replace(self.config, balancing=spec.balancing, train=train)
+        return plan_of(in_force, self.pool, self.classes, store, self.seed("tune", current))
 
     def seed(self, what: str, current: Round) -> int:
         """Returns the seed of something in a round."""

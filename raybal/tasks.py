@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import ray
+import torch
 
+from raybal import memory
 from raybal.errors import RaybalError
 
 
@@ -20,6 +24,18 @@ class Titled(Protocol):
 
 
 T = TypeVar("T", bound=Titled)
+
+
+@contextlib.contextmanager
+def ready_to_train() -> Iterator[None]:
+    """Lets a process of Ray's use the CPUs that it has reserved, and log only what raybal has to say; gives freed
+    memory back in the end, since the process may wait for other work."""
+    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        yield
+    finally:
+        memory.give_back()
 
 
 def as_they_end(tasks: Mapping[Any, T]) -> Iterator[tuple[T, Any]]:

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import torch
 
-from raybal import memory
 from raybal.begun import Kind
 from raybal.errors import ConfigError
 from raybal.experiment import Experiment
@@ -32,7 +30,7 @@ from raybal.store import Store
 from raybal.study.config import StudyConfig
 from raybal.study.page import write_page
 from raybal.study.summary import StudySummary, summarise
-from raybal.tasks import as_they_end
+from raybal.tasks import as_they_end, ready_to_train
 
 BEGUN = Kind("study", format=1)
 CURVE = "curve.yaml"
@@ -154,12 +152,8 @@ def experiment_of(cell: Cell, config: StudyConfig, store: Store) -> Experiment:
 @ray.remote
 def run_cell(root: str, cell: Cell, config: StudyConfig) -> list[dict[str, Any]]:
     """Runs what is left of one loop as a Ray task; returns its curve."""
-    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-    logging.basicConfig(level=logging.WARNING)
-    try:
+    with ready_to_train():
         return work(Store(root), cell, config)
-    finally:
-        memory.give_back()
 
 
 def work(store: Store, cell: Cell, config: StudyConfig) -> list[dict[str, Any]]:

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-import torch
 
-from raybal import memory
 from raybal.data.pool import Labelled
 from raybal.errors import DivergedError
 from raybal.store import Store
 from raybal.table.cells import Cell, has_diverged, measure
+from raybal.tasks import ready_to_train
 from raybal.training.checkpoint import Checkpoints
 from raybal.training.task import TrainTask
 
@@ -27,13 +26,9 @@ log = logging.getLogger(__name__)
 @ray.remote
 def work_alone(cell: Cell, task: TrainTask, test: Labelled | None) -> None:
     """Does what a cell has left to do as a Ray task, with the CPUs or the GPU that the task has."""
-    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    log.setLevel(logging.INFO)
-    try:
+    with ready_to_train():
+        log.setLevel(logging.INFO)
         work(Store(task.store), cell, task, test, lambda t: t.run(on_epoch=_sign_of_life(cell, t.settings.epochs)))
-    finally:
-        memory.give_back()
 
 
 def work(

@@ -147,6 +147,11 @@ class TuneConfig(Settings):
         ROWS.check(self.methods)
         _ = self.dimensions
         check_groups(self.search)
+        if (self.stopping.grace or 0) > self.train.epochs:
+            raise ConfigError(
+                f"stopping.grace: {self.stopping.grace} is not accepted; a run has {self.train.epochs} epochs "
+                "(train.epochs)"
+            )
         if self.population.members and self.train.num_workers:
             raise ConfigError("train.num_workers: members of a population train in one process each; leave it at 0")
         if self.train.round_start != "fresh":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from raybal.rounds import Round, TunedSettings
 from raybal.store import Store
 from raybal.tuning.config import TuneConfig
 from raybal.tuning.journal import StoreJournal
-from raybal.tuning.spaces import Values, merged, values_in
+from raybal.tuning.spaces import Values, values_in
 from raybal.tuning.summary import Found, RowFound
 from raybal.tuning.trial import Plan
 from raybal.tuning.trials import ended, search
@@ -39,7 +38,7 @@ def plan_of(config: LoopConfig, pool: Pool, classes: Sequence[str], store: Store
     """Returns what a tuning searches.
 
     Args:
-        config: of the loop.
+        config: of the loop, with the settings in force.
         pool: that it learns from.
         classes: class names.
         store: of the trials.
@@ -69,12 +68,12 @@ def plan_of(config: LoopConfig, pool: Pool, classes: Sequence[str], store: Store
 def retune(
     plan: Plan, parts: tuple[Labelled, Labelled], before: TunedSettings, earlier: Round | None, seconds: float
 ) -> dict[str, Any]:
-    """Searches better settings than those in force; returns facts for the round's marker.
+    """Searches better settings than those in force, which are the first trial; returns facts for the round's marker.
 
     Args:
         plan: what is searched.
         parts: training and validation items of the round.
-        before: settings in force, plain, by section.
+        before: what an earlier tuning has set of the settings in force, plain, by section.
         earlier: the round of the last tuning, whose best trials are tried again; None where there was none.
         seconds: that it may take; a little more if the last trials are longer than those before.
 
@@ -83,18 +82,11 @@ def retune(
         on, plain, by section}.
     """
     store = Store(plan.config.store)
-    in_force = values_in(plan.space, merged(plan.base, before), type(plan.own))
-    first = [] if in_force is None else [in_force]
+    # Where they lie outside of the space they are tried all the same.
+    first = [values_in(plan.space, plan.base, type(plan.own)) or {}]
     first += [values for values in _best_of(earlier, plan) if values not in first]
-    found = search(
-        plan,
-        parts,
-        store,
-        StoreJournal(store, JOURNAL),
-        plan.config.trials,
-        first=first,
-        deadline=time.monotonic() + seconds,
-    )
+    journal = StoreJournal(store, JOURNAL)
+    found = search(plan, parts, store, journal, plan.config.trials, first=first, seconds=seconds)
     old = next((t for t in found.trials if t.number == 0), None)
     best = next(iter(found.best(1)), old)
     facts = {"trials": len(found.trials), "epochs": found.epochs, "settings": before}
@@ -102,7 +94,7 @@ def retune(
         return facts
     facts |= {"before": _facts(old), "after": _facts(best)}
     if best.number != old.number:
-        facts["settings"] = _plain(plan.chosen(best.values))
+        facts["settings"] = plan.chosen(best.values)
         log.info(
             "tuning: validation %.1f%% with the settings before, %.1f%% with those of trial %d: %s",
             100 * old.accuracy, 100 * best.accuracy, best.number, changes(old.values, best.values),
@@ -114,10 +106,6 @@ def retune(
 
 def _facts(trial: Found) -> dict[str, Any]:
     return {"trial": trial.number, "values": trial.values, "accuracy": trial.accuracy}
-
-
-def _plain(settings: dict[str, Any]) -> TunedSettings:
-    return {section: dict(own) for section, own in settings.items()}
 
 
 def _best_of(earlier: Round | None, plan: Plan) -> list[Values]:

@@ -73,7 +73,7 @@ def render(store: Store, summary: SweepSummary, config: TuneConfig) -> str:
         config=config,
         rows=summary.rows,
         states={row.name: states_of(row) for row in summary.rows},
-        seconds={row.name: sum((t.result or {}).get("seconds", 0.0) for t in row.trials) for row in summary.rows},
+        seconds={row.name: sum(t.seconds for t in row.trials) for row in summary.rows},
         balance=balance,
         final=final,
         accuracy=accuracy,

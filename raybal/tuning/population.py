@@ -5,8 +5,13 @@ best, and change the strength that their pace goes to in the next interval. What
 piecewise-linear pace, which can be trained from scratch: only strengths change, because that alone can be written down
 as a pace; coefficients and training settings stay those of a member's first start, and are selected with it.
 
-    trials/<row>/member-<number>/0/    a member's training run; member.yaml when it has ended
-    trials/<row>/exploits.yaml         who took over whom, with values before and after
+Ray Tune decides who takes over whom. What its decisions rest on lies in the store after every interval, so that a
+driver that was lost is replaced by one that goes on from there as the first would have.
+
+    trials/<row>/member-<number>/0/        a member's training run; member.yaml when it has ended
+    trials/<row>/member-<number>/at-0006/  what others go on from: its checkpoint and its schedule so far
+    trials/<row>/population.yaml           the members after the last takeovers
+    trials/<row>/exploits.yaml             who took over whom, with values before and after
 """
 
 from __future__ import annotations
@@ -15,33 +20,36 @@ import dataclasses
 import logging
 import random
 import tempfile
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import ray
-import torch
+import numpy as np
+import pandas as pd
 from ray import tune
 from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.schedulers.pb2 import PB2
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from raybal import hashing, memory
+from raybal import hashing
 from raybal.data.pool import Labelled
 from raybal.errors import DivergedError
 from raybal.resources import trial_options
 from raybal.store import Store
 from raybal.table.cells import probe_on_validation
+from raybal.tasks import ready_to_train
 from raybal.training.checkpoint import Checkpoints
 from raybal.training.task import TrainTask
 from raybal.tuning.search import ACCURACY, EPOCH
 from raybal.tuning.spaces import Space, Values, drawn
 from raybal.tuning.summary import Found, RowFound
 from raybal.tuning.trial import Plan, gap_of
-from raybal.tuning.trials import check, fence, run_config, set_defaults
+from raybal.tuning.trials import fence, run, run_config, set_defaults
 
-STRENGTH, ORIGIN = "strength", "origin"
+#: Keys of a member's configuration: its number, whose values it has, the strength that its pace goes to, and the
+#: folder of the state that it begins with, if any.
+MEMBER, ORIGIN, STRENGTH, STATE = "member", "origin", "strength", "state"
 #: How far PBT moves a strength, where it does not draw a new one.
 STEP = 0.25
 SCHEDULE, ENDED = "schedule.yaml", "member.yaml"
@@ -96,23 +104,21 @@ def values_with(values: Values, schedule: Schedule) -> Values:
 def run_member(
     config: dict[str, Any], plan: Plan, parts: tuple[Labelled, Labelled], begin: Sequence[Member], interval: int
 ) -> None:
-    """Ray Tune's function: trains a member from its last checkpoint, or that of the member that it takes over, to the
-    end. Every interval it reports a checkpoint, and Ray Tune may end it there to go on otherwise.
+    """Ray Tune's function: trains a member from its last state, or that of the member that it takes over, to the end.
+    Every interval it reports its state, and Ray Tune may end it there to go on otherwise.
 
     Args:
-        config: whose values it has, and the strength that its pace goes to.
+        config: which member it is, and what its next interval is to be.
         plan: of the row.
         parts: training and validation items.
         begin: all members as they began.
         interval: epochs between takeovers.
     """
-    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     member = begin[config[ORIGIN]]
-    run = plan.run_of(f"member-{member_number(tune.get_context().get_trial_id()):02d}", member.values)
+    run = plan.run_of(f"member-{config[MEMBER]:02d}", member.values)
     store, epochs = Store(plan.config.store), plan.config.train.epochs
     store.clear(run.folder)
-    schedule, done = _restored(store, run.folder, member)
+    schedule, done = _restored(store, run.folder, _state_of(config), member)
     schedule = extended(schedule, config[STRENGTH], done, interval, epochs)
     task = plan.task(run, values_with(member.values, schedule))
     task = dataclasses.replace(task, settings=dataclasses.replace(task.settings, keep="last", patience=None))
@@ -123,81 +129,175 @@ def run_member(
         epoch = record["epoch"]
         last[ACCURACY] = record["validation"]["fused"]["accuracy"]
         if epoch % interval == 0 and epoch < epochs:
-            _report_checkpoint(store, task, schedule, {EPOCH: epoch, **last})
+            _report_state(store, task, schedule, {EPOCH: epoch, **last})
 
-    try:
-        result = task.run(on_epoch=on_epoch)
-        probes = probe_on_validation(task)
-        result |= {"probes": probes, "gap": gap_of(probes, plan.alone)}
-    except DivergedError as error:
-        # The worst accuracy there is, until it takes over another.
-        due = (len(task.history()) // interval + 1) * interval
-        if due < epochs:
-            _report_checkpoint(store, task, schedule, {EPOCH: due, ACCURACY: 0.0})
-        result = {"diverged": str(error), "history": task.history(), "epoch": 0}
-        last[ACCURACY] = 0.0
-    finally:
-        memory.give_back()
+    with ready_to_train():
+        try:
+            result = task.run(on_epoch=on_epoch)
+            probes = probe_on_validation(task)
+            result |= {"probes": probes, "gap": gap_of(probes, plan.alone)}
+        except DivergedError as error:
+            # The worst accuracy there is, until it takes over another.
+            due = (len(task.history()) // interval + 1) * interval
+            if due < epochs:
+                _report_state(store, task, schedule, {EPOCH: due, ACCURACY: 0.0})
+            result = {"diverged": str(error), "history": task.history(), "epoch": 0}
+            last[ACCURACY] = 0.0
     ended = {**result, "schedule": [list(knot) for knot in schedule], "values": member.values}
     store.write_yaml(f"{run.folder}/{ENDED}", ended)
     # Without an epoch: after the last one nobody takes over.
     tune.report(dict(last))
 
 
-def member_number(trial_id: str) -> int:
-    """Returns which member a trial of Ray Tune is."""
-    return int(trial_id.rpartition("_")[2])
+def state_folder(row: str, member: int, epoch: int) -> str:
+    """Returns the folder of what a member has reached after an epoch."""
+    return f"trials/{row}/member-{member:02d}/at-{epoch:04d}"
 
 
-def _report_checkpoint(store: Store, task: TrainTask, schedule: Schedule, metrics: dict[str, Any]) -> None:
-    """Reports what another member would go on from."""
+def _report_state(store: Store, task: TrainTask, schedule: Schedule, metrics: dict[str, Any]) -> None:
+    """Keeps what a member, or one that takes it over, goes on from, and reports where it lies: Ray Tune skips takeovers
+    of members that report no checkpoint."""
     done = Checkpoints(store, task.folder).epochs("epoch")
+    state = f"{task.folder.rpartition('/')[0]}/at-{metrics[EPOCH]:04d}"
+    store.clear(state)
+    for epoch in done[-1:]:
+        name = f"epoch-{epoch:04d}.safetensors"
+        store.write_bytes(f"{state}/{name}", store.read_bytes(f"{task.folder}/{name}"))
+    facts = {"schedule": [list(knot) for knot in schedule], "epoch": done[-1] if done else 0}
+    store.write_yaml(f"{state}/{SCHEDULE}", facts)
     with tempfile.TemporaryDirectory() as folder:
-        here = Store(folder)
-        here.write_yaml(SCHEDULE, {"schedule": [list(knot) for knot in schedule], "epoch": done[-1] if done else 0})
-        for epoch in done[-1:]:
-            name = f"epoch-{epoch:04d}.safetensors"
-            here.write_bytes(name, store.read_bytes(f"{task.folder}/{name}"))
+        Store(folder).write_yaml("state.yaml", {STATE: state})
         tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
-def _restored(store: Store, folder: str, member: Member) -> tuple[Schedule, int]:
-    """Puts the checkpoint that Ray Tune hands to a member into its folder; returns (schedule so far, epochs done)."""
+def _state_of(config: dict[str, Any]) -> str | None:
+    """Returns the folder of the state that a member goes on from: Ray Tune's word before that of its configuration."""
     checkpoint = tune.get_checkpoint()
     if checkpoint is None:
-        return [(0.0, member.strength)], 0
+        return config[STATE]
     with checkpoint.as_directory() as path:
-        facts = Store(path).read_yaml(SCHEDULE)
-        for file in Path(path).glob("epoch-*.safetensors"):
-            store.write_bytes(f"{folder}/{file.name}", file.read_bytes())
+        return Store(path).read_yaml("state.yaml")[STATE]
+
+
+def _restored(store: Store, folder: str, state: str | None, member: Member) -> tuple[Schedule, int]:
+    """Puts the checkpoint of a state into a training run's folder; returns (schedule so far, epochs done)."""
+    if state is None:
+        return [(0.0, member.strength)], 0
+    for name in store.names(state):
+        if name.endswith(".safetensors"):
+            store.write_bytes(f"{folder}/{name}", store.read_bytes(f"{state}/{name}"))
+    facts = store.read_yaml(f"{state}/{SCHEDULE}")
     return [(at, strength) for at, strength in facts["schedule"]], facts["epoch"]
 
 
-class _Recorded:
-    """Keeps who took over whom, in the store; mixed into Ray Tune's schedulers."""
+@dataclass(frozen=True)
+class Record:
+    """The files that say how far a row's population is.
 
-    def __init__(self, *, record: str, name: str, **settings: Any) -> None:
+    Args:
+        store: of the sweep.
+        row: name of the row.
+        seed: of the population.
+    """
+
+    store: Store
+    row: str
+    seed: int
+
+    @property
+    def exploits(self) -> list[dict[str, Any]]:
+        """Who took over whom, with values before and after."""
+        return self.store.read_yaml(self._exploits) if self.store.exists(self._exploits) else []
+
+    @property
+    def reached(self) -> dict[str, Any] | None:
+        """{"epoch", "members": their configurations by number, "reports"}; None before the first takeovers."""
+        return self.store.read_yaml(self._reached) if self.store.exists(self._reached) else None
+
+    def write(
+        self, epoch: int, members: dict[int, dict[str, Any]], reports: list[dict[str, Any]], events: list[dict]
+    ) -> None:
+        """Writes what takeovers after an epoch have come to; nobody needs the states before."""
+        kept = [event for event in self.exploits if event["epoch"] < epoch]
+        self.store.write_yaml(self._exploits, [*kept, *events])
+        before = self.reached
+        self.store.write_yaml(self._reached, {"epoch": epoch, "members": members, "reports": reports})
+        if before is not None:
+            for member in before["members"]:
+                self.store.clear(state_folder(self.row, member, before["epoch"]))
+
+    @property
+    def _exploits(self) -> str:
+        return f"trials/{self.row}/exploits.yaml"
+
+    @property
+    def _reached(self) -> str:
+        return f"trials/{self.row}/population.yaml"
+
+
+class _Recorded(PopulationBasedTraining):
+    """Mixed into Ray Tune's schedulers: keeps what was decided, and goes on from it.
+
+    Args:
+        record: of the population.
+        settings: of the scheduler.
+    """
+
+    def __init__(self, record: Record, **settings: Any) -> None:
         super().__init__(**settings)
         self.record = record
-        self.name = name
+        self._events: list[dict[str, Any]] = []
+        reached = record.reached
+        if reached is not None:
+            # Members that begin later than at 0 take over for the first time an interval later.
+            self._next_perturbation_sync = reached["epoch"] + self._perturbation_interval
+            self._go_on_from(reached["reports"])
+
+    def _go_on_from(self, reports: list[dict[str, Any]]) -> None:
+        """Takes in what members reported to earlier drivers."""
+
+    def _reports(self) -> list[dict[str, Any]]:
+        """Returns what members have reported so far, if decisions rest on it."""
+        return []
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        due = self._next_perturbation_sync
+        decision = super().on_trial_result(tune_controller, trial, result)
+        if self._next_perturbation_sync > due:
+            row, epoch = self.record.row, int(result[EPOCH])
+            source = {event["member"]: event["from"] for event in self._events}
+            members = {}
+            for one in self._trial_state:
+                number = one.config[MEMBER]
+                state = state_folder(row, source.get(number, number), epoch)
+                members[number] = {**one.config, STRENGTH: float(one.config[STRENGTH]), STATE: state}
+            self.record.write(epoch, members, self._reports(), self._events)
+            self._events = []
+        return decision
+
+    def _quantiles(self) -> tuple[list[Any], list[Any]]:
+        # Asked once before the takeovers after an interval: whichever driver makes them, they are the same.
+        seed = hashing.digest(self.record.seed, "takeovers", int(self._next_perturbation_sync))
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        return super()._quantiles()
 
     def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
-        before = trial.config[STRENGTH]
-        super()._exploit(tune_controller, trial, trial_to_clone)  # type: ignore[misc]
-        states = self._trial_state  # type: ignore[attr-defined]
+        number, before = trial.config[MEMBER], trial.config[STRENGTH]
+        super()._exploit(tune_controller, trial, trial_to_clone)
+        trial.set_config({**trial.config, MEMBER: number})
+        states = self._trial_state
         event = {
             "epoch": int(states[trial].last_train_time),
-            "member": member_number(trial.trial_id),
-            "from": member_number(trial_to_clone.trial_id),
+            "member": number,
+            "from": trial_to_clone.config[MEMBER],
             "accuracy": float(states[trial].last_score),
             "accuracy_of_from": float(states[trial_to_clone].last_score),
             "strength": float(before),
             "strength_of_from": float(trial_to_clone.config[STRENGTH]),
             "new_strength": float(trial.config[STRENGTH]),
         }
-        store = Store(self.record)
-        events = store.read_yaml(self.name) if store.exists(self.name) else []
-        store.write_yaml(self.name, [*events, event])
+        self._events.append(event)
         log.info(
             "epoch %d: member %d (%.1f%%) takes over member %d (%.1f%%); strength %.2f of that one becomes %.2f",
             event["epoch"], event["member"], 100 * event["accuracy"], event["from"], 100 * event["accuracy_of_from"],
@@ -205,12 +305,19 @@ class _Recorded:
         )  # fmt: skip
 
 
-class _PBT(_Recorded, PopulationBasedTraining):
+class _PBT(_Recorded):
     """PBT that is recorded."""
 
 
 class _PB2(_Recorded, PB2):
-    """PB2 that is recorded."""
+    """PB2 that is recorded; its Gaussian process learns from all reports."""
+
+    def _go_on_from(self, reports: list[dict[str, Any]]) -> None:
+        self.data = pd.DataFrame(reports, columns=["Trial", "Time", STRENGTH, "Reward"])
+
+    def _reports(self) -> list[dict[str, Any]]:
+        columns = {"Trial": str, "Time": int, STRENGTH: float, "Reward": float}
+        return [{name: kind(row[name]) for name, kind in columns.items()} for row in self.data.to_dict("records")]
 
 
 def _stepped(config: dict[str, Any]) -> dict[str, Any]:
@@ -220,12 +327,7 @@ def _stepped(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, STRENGTH: random.choice(sides)}
 
 
-def exploits_of(row: str) -> str:
-    """Returns the name of the record of who took over whom."""
-    return f"trials/{row}/exploits.yaml"
-
-
-def scheduler(kind: str, interval: int, share: float, store: Store, row: str) -> PopulationBasedTraining:
+def scheduler(kind: str, interval: int, share: float, record: Record) -> PopulationBasedTraining:
     """Returns Ray Tune's scheduler of a population."""
     common: dict[str, Any] = {
         "time_attr": EPOCH,
@@ -236,13 +338,12 @@ def scheduler(kind: str, interval: int, share: float, store: Store, row: str) ->
         "log_config": False,
         "require_attrs": False,
         "synch": True,
-        "record": store.root,
-        "name": exploits_of(row),
     }
     if kind == "pb2":
-        return _PB2(hyperparam_bounds={STRENGTH: [0.0, 1.0]}, **common)
+        return _PB2(record, hyperparam_bounds={STRENGTH: [0.0, 1.0]}, **common)
     mutations = {STRENGTH: tune.uniform(0.0, 1.0)}
-    return _PBT(hyperparam_mutations=mutations, perturbation_factors=(1.0, 1.0), custom_explore_fn=_stepped, **common)
+    explore = {"perturbation_factors": (1.0, 1.0), "custom_explore_fn": _stepped}
+    return _PBT(record, hyperparam_mutations=mutations, **explore, **common)
 
 
 def populate(plan: Plan, parts: tuple[Labelled, Labelled], store: Store) -> RowFound:
@@ -253,23 +354,45 @@ def populate(plan: Plan, parts: tuple[Labelled, Labelled], store: Store) -> RowF
     """
     config, row = plan.config, plan.row
     settings, epochs = config.population, config.train.epochs
-    interval = settings.interval or max(1, round(epochs / 5))
+    record = Record(store, row, hashing.digest(config.seed, "population", row))
     names = [f"trials/{row}/member-{k:02d}/0/{ENDED}" for k in range(settings.members)]
-    if not all(store.exists(name) for name in names):
-        begin = members(
-            plan.space, plan.first_values(), settings.members, hashing.digest(config.seed, "population", row)
-        )
-        log.info("%s: a population of %d members, %d epochs, takeovers every %d", row, len(begin), epochs, interval)
-        check(_tuner(plan, parts, begin, store, interval).fit(), row)
+    begin = members(plan.space, plan.first_values(), settings.members, record.seed)
+    left = [k for k, name in enumerate(names) if not store.exists(name)]
+    if left:
+        reached, interval = record.reached, settings.interval or max(1, round(epochs / 5))
+        if reached is None:
+            configs = [{MEMBER: k, ORIGIN: k, STRENGTH: m.strength, STATE: None} for k, m in enumerate(begin)]
+        else:
+            # Takeovers are made among all of them; after the last ones, each goes on by itself.
+            last = reached["epoch"] + interval >= epochs
+            configs = [reached["members"][k] for k in (left if last else range(settings.members))]
+        so_far = "" if reached is None else f", {reached['epoch']} of them done"
+        log.info(
+            "%s: a population of %d members, %d epochs%s, takeovers every %d",
+            row, len(begin), epochs, so_far, interval,
+        )  # fmt: skip
+        trainable = tune.with_parameters(run_member, plan=plan, parts=parts, begin=begin, interval=interval)
+        run(_tuner(trainable, configs, plan, record, interval), row)
+    for k in range(settings.members):
+        for name in store.names(f"trials/{row}/member-{k:02d}"):
+            if name.startswith("at-"):
+                store.clear(f"trials/{row}/member-{k:02d}/{name}")
     found, schedules = [], {}
     for number, name in enumerate(names):
         ended = store.read_yaml(name)
         schedules[number] = [(at, strength) for at, strength in ended["schedule"]]
-        accuracies = {r["epoch"]: r["validation"]["fused"]["accuracy"] for r in ended["history"]}
-        result = {"diverged": ended["diverged"]} if "diverged" in ended else _result(ended)
-        found.append(Found(number, values_with(ended["values"], schedules[number]), accuracies, result))
-    exploits = store.read_yaml(exploits_of(row)) if store.exists(exploits_of(row)) else []
-    return RowFound(row, plan.own.method, plan.space, found, [], exploits=exploits, schedules=schedules)
+        history = ended["history"]
+        found.append(
+            Found(
+                number,
+                values_with(ended["values"], schedules[number]),
+                {r["epoch"]: r["validation"]["fused"]["accuracy"] for r in history},
+                {"diverged": ended["diverged"]} if "diverged" in ended else _result(ended),
+                history[-1].get("rehearsed", 0) if history else 0,
+                round(sum(r["seconds"] for r in history), 3),
+            )
+        )
+    return RowFound(row, plan.own.method, plan.space, found, [], exploits=record.exploits, schedules=schedules)
 
 
 def _result(ended: dict[str, Any]) -> dict[str, Any]:
@@ -279,31 +402,32 @@ def _result(ended: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "seconds": seconds, "nll": last["nll"]}
 
 
-def _tuner(
-    plan: Plan, parts: tuple[Labelled, Labelled], begin: Sequence[Member], store: Store, interval: int
-) -> tune.Tuner:
-    """Returns the population of a row."""
-    config, row = plan.config, plan.row
+def _tuner(trainable: Any, configs: list[dict[str, Any]], plan: Plan, record: Record, interval: int) -> tune.Tuner:
+    """Returns the population of a row.
+
+    Args:
+        trainable: that trains a member.
+        configs: of the members, as they begin or go on.
+        plan: of the row.
+        record: of the population.
+        interval: epochs between takeovers.
+    """
+    config, settings = plan.config, plan.config.population
     resources, _ = trial_options(config.train, config.resources)
     set_defaults()
-    trainable = tune.with_resources(
-        tune.with_parameters(run_member, plan=plan, parts=parts, begin=list(begin), interval=interval), resources
-    )
-    # A population is one run: a driver that was lost in the middle of it begins it again.
-    store.clear(f"ray/population-{row}")
-    store.clear(f"trials/{row}")
-    random.seed(hashing.digest(config.seed, "population", row))
-    settings = config.population
-    points = [{ORIGIN: k, STRENGTH: member.strength} for k, member in enumerate(begin)]
+    name = f"population-{plan.row}-{uuid.uuid4().hex}"
     return tune.Tuner(
-        trainable,
-        param_space={ORIGIN: tune.choice(list(range(len(begin)))), STRENGTH: tune.uniform(0.0, 1.0)},
+        tune.with_resources(trainable, resources),
+        # Each of the configurations is given; Ray Tune wants to know how it would draw others.
+        param_space={key: tune.choice([value]) for key, value in configs[0].items()},
         tune_config=tune.TuneConfig(
-            scheduler=scheduler(settings.scheduler, interval, settings.share, store, row),
+            scheduler=scheduler(settings.scheduler, interval, settings.share, record),
             # No limit of trials: those that it would keep waiting are members, without whom nobody takes over.
-            search_alg=BasicVariantGenerator(points_to_evaluate=points),
-            num_samples=len(begin),
+            search_alg=BasicVariantGenerator(points_to_evaluate=configs),
+            num_samples=len(configs),
             reuse_actors=True,
+            # By its name PB2 knows a member again.
+            trial_name_creator=lambda trial: f"member-{trial.config[MEMBER]:02d}",
         ),
-        run_config=run_config(f"population-{row}", plan, store, fence(plan, store)),
+        run_config=run_config(name, plan, record.store, fence(plan, record.store)),
     )

@@ -7,7 +7,6 @@ first would have.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
 import warnings
@@ -34,8 +33,10 @@ RESULT, NUMBER, VALUES = "result", "number", "values"
 INSIDE = "inside"
 #: User attributes of a trial, and INSIDE.
 REPORTS, FACTS = "reports", "facts"
-
-log = logging.getLogger(__name__)
+#: Seconds that a trial took, waiting and starting included; of one that was resumed, those since then.
+SECONDS = "seconds"
+#: Marks a trial of the row's own settings, with nothing of the space in it.
+OWN = "own"
 
 
 class StudySearch(OptunaSearch):
@@ -53,12 +54,12 @@ class StudySearch(OptunaSearch):
         total: number of trials in all.
         seed: of the suggestions.
         gap: whether the balance gap is an objective beside accuracy.
-        first: values of the first trials.
-        deadline: on time.monotonic(): no trial begins that would not end before, were it as long as the longest so far;
-            None: no such limit.
+        first: values of the first trials; none: the row's own settings, which may lie outside of the space.
 
     Attributes:
         study: the study.
+        deadline: on time.monotonic(): no trial begins that would not end before, were it as long as the longest so far;
+            None: no such limit.
         say: called with each trial that has ended.
     """
 
@@ -72,12 +73,13 @@ class StudySearch(OptunaSearch):
         *,
         gap: bool,
         first: Sequence[Values],
-        deadline: float | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=ExperimentalWarning)
         super().__init__(
-            space=lambda trial: draw(space, lambda key, dimension: _suggest(trial, key, dimension)),
+            space=lambda trial: (
+                {} if OWN in trial.user_attrs else draw(space, lambda key, dimension: _suggest(trial, key, dimension))
+            ),
             metric=[ACCURACY, GAP] if gap else ACCURACY,
             mode=["max", "min"] if gap else "max",
             study_name=name,
@@ -91,14 +93,14 @@ class StudySearch(OptunaSearch):
         self._space_of_study = space
         self.say: Callable[[FrozenTrial], None] = lambda trial: None
         self._gap = gap
-        self._deadline = deadline
+        self.deadline: float | None = None
         self._begun: dict[str, float] = {}
-        self._longest = 0.0
         self._reports: dict[str, dict[int, float]] = {}
         if not self.study.trials:
             for values in first:
-                self.study.enqueue_trial(values, skip_if_exists=True)
+                self.study.enqueue_trial(values, None if values else {OWN: True}, skip_if_exists=True)
             journal.flush()
+        self._longest = max(map(seconds_of, self.study.trials), default=0.0)
         self._interrupted = [t for t in self.study.trials if t.state == TrialState.RUNNING]
 
     @property
@@ -106,12 +108,17 @@ class StudySearch(OptunaSearch):
         """The number of trials that have not ended."""
         return self.total - sum(t.state.is_finished() for t in self.study.trials)
 
+    @property
+    def spent(self) -> float:
+        """Seconds that the trials that have ended took, one after the other."""
+        return sum(map(seconds_of, self.study.trials))
+
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         if self._interrupted:
             trial = optuna.trial.Trial(self.study, self._interrupted.pop(0)._trial_id)
             self._ot_trials[trial_id] = trial
         else:
-            if self._deadline is not None and time.monotonic() + self._longest > self._deadline:
+            if self.deadline is not None and time.monotonic() + self._longest > self.deadline:
                 return Searcher.FINISHED
             begun = sum(t.state != TrialState.WAITING for t in self.study.trials)
             self.study.sampler = sampler(hashing.digest(self._seed_of_study, "trial", begun))
@@ -128,7 +135,8 @@ class StudySearch(OptunaSearch):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial, reports = self._ot_trials.pop(trial_id), self._reports.pop(trial_id)
-        self._longest = max(self._longest, time.monotonic() - self._begun.pop(trial_id))
+        seconds = round(time.monotonic() - self._begun.pop(trial_id), 3)
+        self._longest = max(self._longest, seconds)
         if error or not result:
             # Still under way as far as the study knows, so the next start goes on with it.
             return
@@ -141,6 +149,7 @@ class StudySearch(OptunaSearch):
             state, values = TrialState.COMPLETE, [result[ACCURACY], result[GAP]] if self._gap else [result[ACCURACY]]
         trial.set_user_attr(REPORTS, [[epoch, value] for epoch, value in sorted(reports.items())])
         trial.set_user_attr(INSIDE, result.get(INSIDE, 0))
+        trial.set_user_attr(SECONDS, seconds)
         trial.set_user_attr(FACTS, json.loads(result.get(RESULT) or "{}"))
         if not self._gap:
             for epoch, value in sorted(reports.items()):
@@ -169,6 +178,11 @@ def values_of(trial: FrozenTrial, space: Space) -> Values:
 def accuracies_of(trial: FrozenTrial) -> dict[int, float]:
     """Returns the validation accuracy after each epoch of a trial that has ended."""
     return {int(epoch): float(value) for epoch, value in trial.user_attrs.get(REPORTS, [])}
+
+
+def seconds_of(trial: FrozenTrial) -> float:
+    """Returns how long a trial took; 0 where it has not ended."""
+    return float(trial.user_attrs.get(SECONDS, 0.0))
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
@@ -213,6 +227,8 @@ class Halving(AsyncHyperBandScheduler):
             stop_last_trials=False,
         )
         (bracket,) = self._brackets
+        #: Epochs after which trials may be stopped, ascending.
+        self.rungs = sorted(math.ceil(milestone) for milestone, _ in bracket._rungs)
         for trial in study.trials:
             if not trial.state.is_finished():
                 continue
@@ -221,12 +237,3 @@ class Halving(AsyncHyperBandScheduler):
                 reached = [epoch for epoch in accuracies if epoch >= milestone]
                 if reached:
                     recorded[f"earlier-{trial.number}"] = accuracies[min(reached)]
-
-
-def rungs(epochs: int, grace: int, reduction: float) -> list[int]:
-    """Returns the epochs after which trials may be stopped, ascending."""
-    found, at = [], float(grace)
-    while at <= epochs - 1:
-        found.append(math.ceil(at))
-        at *= reduction
-    return found

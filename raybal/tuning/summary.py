@@ -30,9 +30,10 @@ class Found:
         number: in its study.
         values: of the searched keys.
         accuracies: on validation, by epoch.
-        result: of one that was trained to the end, {"epoch", "epochs", "seconds", "heads", "probes", "gap", ...}, or
+        result: of one that was trained to the end, {"epoch", "seconds" (of training), "nll", "probes", "gap"}, or
             {"diverged": why}; None where it was stopped.
         inside: epochs that the method trained copies of the model for.
+        seconds: that it took, starting included.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Found:
     accuracies: dict[int, float]
     result: dict[str, Any] | None
     inside: int = 0
+    seconds: float = 0.0
 
     @property
     def state(self) -> str:
@@ -146,7 +148,8 @@ class RowFound:
         best = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=min(0.5, max(0.25, 5 / count)))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(direction="maximize")
-        for trial in self.finished:
+        # A trial of settings outside of the space has none of its keys.
+        for trial in (t for t in self.finished if t.values):
             values = {key: value for key, value in trial.values.items() if key in self.space}
             own = {key: distribution(self.space[key]) for key in values}
             study.add_trial(
@@ -201,6 +204,6 @@ class SweepSummary:
         for row in self.rows:
             for t in row.trials:
                 line: dict[str, Any] = {"row": row.name, "trial": t.number, "state": t.state, "accuracy": t.accuracy}
-                line |= {"gap": t.gap, "epochs": len(t.accuracies), "seconds": (t.result or {}).get("seconds")}
+                line |= {"gap": t.gap, "epochs": len(t.accuracies), "seconds": t.seconds}
                 lines.append(line | {key: t.values.get(key) for key in keys})
         return csv_of(lines)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from raybal import hashing, memory
+from raybal import hashing
 from raybal.balancing.base import METHODS, BalancingSettings
 from raybal.data.pool import Labelled
 from raybal.data.schema import Modality
@@ -26,6 +23,7 @@ from raybal.settings import from_plain
 from raybal.store import Store
 from raybal.table.cells import Cell, has_diverged, probe_on_validation
 from raybal.table.work import work
+from raybal.tasks import ready_to_train
 from raybal.training.settings import TrainSettings
 from raybal.training.task import TrainTask
 from raybal.training.worker import train
@@ -168,21 +166,17 @@ def run_trial(config: dict[str, Any], plan: Plan, parts: tuple[Labelled, Labelle
         plan: of the row.
         parts: training and validation items.
     """
-    torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     store = Store(plan.config.store)
     run = plan.run_of(f"{config[NUMBER]:04d}", config[VALUES])
     task = plan.task(run, config[VALUES])
-    if not store.exists(f"{run.folder}/items.parquet"):
-        task.write_items(*parts)
-    try:
+    with ready_to_train():
+        if not store.exists(f"{run.folder}/items.parquet"):
+            task.write_items(*parts)
         history = store.read_yaml(run.trained).get("history", []) if store.exists(run.trained) else task.history()
         for record in history:
             tune.report(_report(record))
         work(store, run, task, None, lambda t: _train(t, plan))
         tune.report(_outcome(store, run, task, plan))
-    finally:
-        memory.give_back()
 
 
 def _train(task: TrainTask, plan: Plan) -> dict[str, Any]:
@@ -217,7 +211,6 @@ def _outcome(store: Store, run: TrialRun, task: TrainTask, plan: Plan) -> dict[s
         "epoch": trained["epoch"],
         "seconds": trained["seconds"],
         "nll": kept["fused"]["nll"],
-        "heads": {m: kept[m]["accuracy"] for m in probes if kept.get(m)},
         "probes": probes,
         "gap": gap,
     }

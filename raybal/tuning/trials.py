@@ -13,7 +13,6 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
-from ray.tune import ResultGrid
 from ray.tune.schedulers import FIFOScheduler
 
 from raybal import hashing
@@ -24,7 +23,7 @@ from raybal.resources import trial_options
 from raybal.store import Store
 from raybal.tuning.config import TuneConfig
 from raybal.tuning.journal import StoreJournal
-from raybal.tuning.search import FACTS, INSIDE, Halving, StudySearch, accuracies_of, rungs, values_of
+from raybal.tuning.search import FACTS, INSIDE, Halving, StudySearch, accuracies_of, seconds_of, values_of
 from raybal.tuning.spaces import Space, Values
 from raybal.tuning.summary import Found, RowFound
 from raybal.tuning.trial import Plan, run_trial
@@ -48,7 +47,7 @@ def search(
     *,
     stopping: bool = True,
     first: Sequence[Values] = (),
-    deadline: float | None = None,
+    seconds: float | None = None,
 ) -> RowFound:
     """Runs the trials of a row that have not ended.
 
@@ -60,7 +59,7 @@ def search(
         total: number of trials in all.
         stopping: whether trials that fall behind are stopped.
         first: values of the first trials, before the row's own and the published ones.
-        deadline: on time.monotonic(), after which no more trials begin; None: no such limit.
+        seconds: that the trials may take together, those of earlier starts among them; None: no such limit.
 
     Raises:
         RaybalError: a trial could not be run.
@@ -68,21 +67,23 @@ def search(
     config, row = plan.config, plan.row
     both, seed = config.objective == "both", hashing.digest(config.seed, "search", row)
     points = [*first, *(values for values in plan.first_values() if values not in first)]
-    suggestions = StudySearch(journal, row, plan.space, total, seed, gap=both, first=points, deadline=deadline)
-    study, stops = suggestions.study, stops_of(config, plan.space) if stopping else []
-    left = suggestions.left
+    suggestions = StudySearch(journal, row, plan.space, total, seed, gap=both, first=points)
+    study, left, epochs = suggestions.study, suggestions.left, config.train.epochs
+    grace = grace_of(config, plan.space) if stopping and not config.stopping.off else epochs
+    halving = Halving(study, epochs, grace, config.stopping.reduction) if grace < epochs else None
     if left > 0:
         done = f", {total - left} of them done" if left < total else ""
         log.info("%s: %d trials%s, searching %s", row, total, done, ", ".join(plan.space))
         suggestions.say = Progress(row, total, study)
         resources, at_once = trial_options(config.train, config.resources)
+        if seconds is not None:
+            suggestions.deadline = time.monotonic() + seconds - suggestions.spent / at_once
         set_defaults()
-        epochs = config.train.epochs
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(run_trial, plan=plan, parts=parts), resources),
             tune_config=tune.TuneConfig(
                 search_alg=suggestions,
-                scheduler=Halving(study, epochs, stops[0], config.stopping.reduction) if stops else FIFOScheduler(),
+                scheduler=halving or FIFOScheduler(),
                 num_samples=left,
                 max_concurrent_trials=at_once,
                 reuse_actors=True,
@@ -90,8 +91,8 @@ def search(
             # Another start begins with another name: the study is what it goes on from.
             run_config=run_config(f"{row}-{uuid.uuid4().hex}", plan, store, fence(plan, store)),
         )
-        check(tuner.fit(), row)
-    return RowFound(row, plan.own.method, plan.space, ended(study, plan.space), stops)
+        run(tuner, row)
+    return RowFound(row, plan.own.method, plan.space, ended(study, plan.space), halving.rungs if halving else [])
 
 
 def ended(study: optuna.Study, space: Space) -> list[Found]:
@@ -103,21 +104,19 @@ def ended(study: optuna.Study, space: Space) -> list[Found]:
             accuracies_of(t),
             t.user_attrs.get(FACTS) or None,
             t.user_attrs.get(INSIDE, 0),
+            seconds_of(t),
         )
         for t in study.trials
         if t.state.is_finished()
     ]
 
 
-def stops_of(config: TuneConfig, space: Space) -> list[int]:
-    """Returns the epochs after which trials may be stopped, ascending: the first when a third of the run is over and
-    every pace has begun."""
-    stopping, epochs = config.stopping, config.train.epochs
-    if stopping.off:
-        return []
+def grace_of(config: TuneConfig, space: Space) -> int:
+    """Returns the epochs before which no trial is stopped: where none are given, a third of the run, and until every
+    pace has begun."""
+    epochs = config.train.epochs
     latest = max((d.bounds[1] for key, d in space.items() if key.endswith(".start")), default=0.0)
-    grace = stopping.grace or max(math.ceil(epochs / 3), math.floor(latest * epochs) + 1)
-    return rungs(epochs, grace, stopping.reduction)
+    return config.stopping.grace or max(math.ceil(epochs / 3), math.floor(latest * epochs) + 1)
 
 
 def set_defaults() -> None:
@@ -143,13 +142,19 @@ def fence(plan: Plan, store: Store) -> list[tune.Callback]:
     return [] if plan.token is None else [Fence(store.root, plan.token)]
 
 
-def check(results: ResultGrid, row: str) -> None:
-    """Checks that all trials have ended as they should.
+def run(tuner: tune.Tuner, row: str) -> None:
+    """Runs trials until all have ended.
 
     Raises:
-        RaybalError: some have not.
+        RaybalError: some have not ended as they should, or the store cannot be written.
     """
-    errors = results.errors
+    try:
+        errors = tuner.fit().errors
+    except tune.TuneError as error:
+        # Of what a scheduler, a searcher or a callback raised Ray Tune keeps the text.
+        if isinstance(error.__context__, RaybalError):
+            raise error.__context__ from error
+        raise
     if errors:
         cause = str(getattr(errors[0], "cause", None) or errors[0]).strip().rpartition("\n")[2]
         raise RaybalError(

@@ -13,7 +13,6 @@ def shown(value: Any) -> str:
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Returns what differs between values of searched keys, in words."""
-
     parts = []
     for key in dict.fromkeys([*before, *after]):
         old, new = before.get(key), after.get(key)

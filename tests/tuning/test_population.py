@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from types import SimpleNamespace
 
@@ -12,23 +11,26 @@ import pytest
 from raybal.balancing.base import METHODS, BalancingSettings
 from raybal.balancing.pace import PaceSettings
 from raybal.config import parse
-from raybal.errors import ConfigError
+from raybal.errors import ConfigError, StoreError
 from raybal.settings import from_plain
+from raybal.start import at_work
 from raybal.store import Store
 from raybal.tuning.config import TuneConfig
 from raybal.tuning.population import (
     STRENGTH,
+    Record,
     Schedule,
     _stepped,
-    exploits_of,
     extended,
     members,
+    populate,
     scheduler,
     values_with,
 )
 from raybal.tuning.search import ACCURACY, EPOCH
 from raybal.tuning.spaces import settings_from, space_of
-from raybal.tuning.sweep import run_sweep
+from raybal.tuning.summary import RowFound
+from raybal.tuning.sweep import BEGUN, Sweep
 
 
 def pace_of(schedule: Schedule) -> PaceSettings:
@@ -83,7 +85,8 @@ def test_a_step_moves_and_stays_within_bounds(before):
 
 def test_pb2_suggests_strengths_from_what_members_have_reached(tmp_path):
     """Asked as Ray Tune asks: with each member's reports so far."""
-    pb2 = scheduler("pb2", 2, 0.25, Store(str(tmp_path)), "mlb")
+    record = Record(Store(str(tmp_path)), "mlb", 0)
+    pb2 = scheduler("pb2", 2, 0.25, record)
     trials = [SimpleNamespace(config={STRENGTH: k / 7, "origin": k}) for k in range(8)]
     for epoch in (2, 4, 6):
         for k, trial in enumerate(trials):
@@ -108,40 +111,50 @@ def test_a_population_that_cannot_be_is_refused(arguments, message):
         parse(TuneConfig, arguments)
 
 
-def options(pool, store, *more: str) -> list[str]:
+def populated(pool, folder, kind: str) -> RowFound:
+    """Returns what a population of four members with two takeovers comes to."""
     text = (
-        "--methods mlb --search learning_rate --population.members 4 --population.interval 2 --train.epochs 4 "
-        "--finalists 1 --finalist-seeds 1 --seeds 0 --items 60 --train.batch-size 16 --train.device cpu "
-        "--model.encoder.dim 8 --model.encoder.width 4"
+        f"--methods mlb --search learning_rate --population.members 4 --population.interval 2 --train.epochs 6 "
+        f"--population.scheduler {kind} --seeds 0 --items 60 --train.batch-size 16 --train.device cpu "
+        f"--model.encoder.dim 8 --model.encoder.width 4 --pool {pool} --store {folder}"
     )
-    return [*text.split(), "--pool", str(pool), "--store", str(store), *more]
+    with at_work(BEGUN, parse(TuneConfig, text.split()), Sweep) as sweep:
+        return populate(sweep.plans["mlb"], sweep.parts, sweep.store)
 
 
 @pytest.mark.ray
-@pytest.mark.skipif("RAYBAL_LONG" not in os.environ, reason="a minute and a half: run with RAYBAL_LONG=1")
-def test_takeovers_take_effect(feature_pool, tmp_path):
-    folder = tmp_path / "store"
-    store = Store(str(folder))
-    summary = run_sweep(parse(TuneConfig, options(feature_pool, folder)))
-    row, constant = summary.rows
-    assert row.exploits == store.read_yaml(exploits_of("mlb"))
-    assert [e["epoch"] for e in row.exploits] == [2]
-    for number in range(4):
-        ended = store.read_yaml(f"trials/mlb/member-{number:02d}/0/member.yaml")
-        assert [r["epoch"] for r in ended["history"]] == [1, 2, 3, 4]
+@pytest.mark.parametrize("kind", ["pbt", "pb2"])
+def test_takeovers_take_effect_also_those_of_a_driver_that_was_lost(cluster, feature_pool, tmp_path, monkeypatch, kind):
+    row = populated(feature_pool, tmp_path / "undisturbed", kind)
+    store = Store(str(tmp_path / "undisturbed"))
+    assert [e["epoch"] for e in row.exploits] == [2, 4]
+    ended = [store.read_yaml(f"trials/mlb/member-{k:02d}/0/member.yaml") for k in range(4)]
+    for number, member in enumerate(ended):
+        assert [r["epoch"] for r in member["history"]] == [1, 2, 3, 4, 5, 6]
         pace = pace_of(row.schedules[number])
-        for r in ended["history"]:
+        for r in member["history"]:
             # What was in force, step by step, is what the schedule says of that epoch.
-            low, high = sorted((pace.strength((r["epoch"] - 1) / 4), pace.strength(r["epoch"] / 4)))
+            low, high = sorted((pace.strength((r["epoch"] - 1) / 6), pace.strength(r["epoch"] / 6)))
             assert low - 1e-9 <= np.mean(r["pace"]) <= high + 1e-9
-        for e in row.exploits:
-            if e["member"] == number:
-                assert pace.strength(1.0) == pytest.approx(e["new_strength"])
-                other = store.read_yaml(f"trials/mlb/member-{e['from']:02d}/0/member.yaml")
-                assert ended["history"][:2] == other["history"][:2]
-    # Beside the schedule: as many constant strengths, and each trained to the end.
-    assert (row.name, constant.name, len(constant.trials)) == ("mlb", "mlb-constant", 4)
-    assert all(t.state == "finished" for t in constant.trials)
-    # A second start finds everything done.
-    again = run_sweep(parse(TuneConfig, options(feature_pool, folder)))
-    assert again.lines() == summary.lines()
+    for e in row.exploits:
+        assert e["accuracy"] <= e["accuracy_of_from"]
+    last = row.exploits[-1]
+    assert pace_of(row.schedules[last["member"]]).strength(1.0) == pytest.approx(last["new_strength"])
+    assert ended[last["member"]]["history"][:4] == ended[last["from"]]["history"][:4]
+    assert not list((tmp_path / "undisturbed/trials/mlb").glob("member-*/at-*"))
+
+    def write_and_die(self, *arguments):
+        write(self, *arguments)
+        raise StoreError("this driver is lost")
+
+    write = Record.write
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "write", write_and_die)
+        with pytest.raises(StoreError, match="this driver is lost"):
+            populated(feature_pool, tmp_path / "lost", kind)
+    again = populated(feature_pool, tmp_path / "lost", kind)
+    assert again.exploits == row.exploits
+    assert again.schedules == row.schedules
+    assert [t.accuracies for t in again.trials] == [t.accuracies for t in row.trials]
+    # All of it is done.
+    assert populated(feature_pool, tmp_path / "lost", kind) == again
