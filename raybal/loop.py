@@ -234,7 +234,7 @@ class Loop:
             self._stop_scorers()
         earlier = [Round(self.store, number) for number in range(current.number)]
         tuned = [r for r in earlier if r.done("tune") and r.facts("tune").get("trials")]
-        store = Store(self.store.path(f"{current.folder}/tune"))
+        store = Store(self.store.where(f"{current.folder}/tune"))
         plan = self.experiment.tuning_plan(store, current)
         # Ray Tune and Optuna take seconds to import, and most loops do not tune.
         from raybal.tuning.inside import retune

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,6 +40,31 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("RAYBAL_DATA names no folder of real data")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Callable[[], str]]:
+    """Returns a function that makes the root of a new store in a bucket, on a server of this machine."""
+    import pyarrow.fs as pafs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "{}:{}".format(*server.get_host_and_port())
+    pafs.S3FileSystem(
+        access_key="key",
+        secret_key="secret",
+        endpoint_override=address,
+        scheme="http",
+        region="us-east-1",
+        allow_bucket_creation=True,
+    ).create_dir("bucket")
+    options = f"endpoint_override={address}&scheme=http&region=us-east-1"
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ACCESS_KEY_ID", "key")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        yield lambda bucket="bucket": f"s3://{bucket}/experiments/{uuid.uuid4().hex}?{options}"
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,10 @@ import re
 import resource
 import subprocess
 import threading
-import uuid
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pytest
 import safetensors
 import torch
@@ -25,30 +23,6 @@ from raybal.store import TEMPORARY, Store
 
 CODES = pa.array([[1], [], [2, 3]], pa.list_(pa.field("element", pa.int64())))
 TABLE = pa.table({"id": ["a", "b", "c"], "score": [0.5, None, 2.0], "codes": CODES})
-
-
-@pytest.fixture(scope="module")
-def s3():
-    """Returns a function that makes the root of a new store in a bucket, on a server of this machine."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address = "{}:{}".format(*server.get_host_and_port())
-    pafs.S3FileSystem(
-        access_key="key",
-        secret_key="secret",
-        endpoint_override=address,
-        scheme="http",
-        region="us-east-1",
-        allow_bucket_creation=True,
-    ).create_dir("bucket")
-    options = f"endpoint_override={address}&scheme=http&region=us-east-1"
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ACCESS_KEY_ID", "key")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        yield lambda bucket="bucket": f"s3://{bucket}/experiments/{uuid.uuid4().hex}?{options}"
-    server.stop()
 
 
 def test_keys_in_a_uri_are_refused_and_not_repeated():

@@ -9,31 +9,27 @@ report.html                               tables and figures
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
 from raybal.begun import Kind
+from raybal.config import LoopConfig
 from raybal.errors import ConfigError
 from raybal.experiment import Experiment
 from raybal.lease import Lease
-from raybal.loop import FOLDERS, Loop
-from raybal.querying.local import LocalScorers
 from raybal.resources import task_options
-from raybal.rounds import rounds_of
 from raybal.start import at_work, say_where
 from raybal.store import Store
 from raybal.study.config import StudyConfig
+from raybal.study.loops import CURVE, Curve, run_loop
 from raybal.study.page import write_page
 from raybal.study.summary import StudySummary, summarise
 from raybal.tasks import as_they_end, ready_to_train
 
 BEGUN = Kind("study", format=1)
-CURVE = "curve.yaml"
 
 log = logging.getLogger(__name__)
 
@@ -60,18 +56,6 @@ class Cell:
     def title(self) -> str:
         """How messages call it."""
         return f"{self.strategy} with {self.method}, seed {self.seed}"
-
-
-class LocalLoop(Loop):
-    """A loop that trains and scores in this process."""
-
-    @functools.cached_property
-    def scorers(self) -> Any:
-        """Scores and selects here."""
-        return LocalScorers(self.pool.store.root, self.store.root)
-
-    def _training_needs_scorers_gpus(self) -> bool:
-        return False
 
 
 def run_study(config: StudyConfig) -> StudySummary:
@@ -113,7 +97,8 @@ class Study:
         ]
         # What settings can get wrong shows before anything is run.
         for cell in [cell for cell in self.cells if cell.seed == 0]:
-            experiment = experiment_of(cell, config, store)
+            loop = loop_of(cell, config, store)
+            experiment = Experiment(loop, Store(loop.store))
         if experiment.test is None:
             raise ConfigError(f"pool: {config.pool} has no labelled test items, which a study is about")
         self._defines = {"pool": experiment.pool.info.content_hash, "label_budget": config.label_budget}
@@ -132,7 +117,8 @@ class Study:
         if done:
             log.info("%d of %d loops are done", done, total)
         remote = run_cell.options(**task_options(config.resources, config.train.device))
-        for cell, curve in as_they_end({remote.remote(store.root, cell, config): cell for cell in left}):
+        loops = {remote.remote(loop_of(cell, config, store)): cell for cell in left}
+        for cell, curve in as_they_end(loops):
             self.lease.check()
             done += 1
             minutes = (total - done) * (time.monotonic() - started) / (done - total + len(left)) / 60
@@ -143,44 +129,13 @@ class Study:
         return summarise({(c.method, c.strategy, c.seed): store.read_yaml(c.curve) for c in self.cells}, config)
 
 
-def experiment_of(cell: Cell, config: StudyConfig, store: Store) -> Experiment:
-    """Returns the experiment that a loop of a study runs."""
-    own = Store(store.path(cell.folder))
-    return Experiment(config.loop(cell.strategy, cell.method, cell.seed, own.root), own)
+def loop_of(cell: Cell, config: StudyConfig, store: Store) -> LoopConfig:
+    """Returns the settings of one loop of a study."""
+    return config.loop(cell.strategy, cell.method, cell.seed, store.where(cell.folder))
 
 
 @ray.remote
-def run_cell(root: str, cell: Cell, config: StudyConfig) -> list[dict[str, Any]]:
+def run_cell(config: LoopConfig) -> Curve:
     """Runs what is left of one loop as a Ray task; returns its curve."""
     with ready_to_train():
-        return work(Store(root), cell, config)
-
-
-def work(store: Store, cell: Cell, config: StudyConfig) -> list[dict[str, Any]]:
-    """Runs what is left of one loop; returns one record a round: labels, test accuracy of the fused prediction and of
-    each head, and how balanced the query was."""
-    if store.exists(cell.curve):
-        return store.read_yaml(cell.curve)
-    own = Store(store.path(cell.folder))
-    with Lease(own) as lease:
-        own.sweep(FOLDERS)
-        experiment = experiment_of(cell, config, store)
-        experiment.begin()
-        LocalLoop(experiment, lease).run()
-        curve = []
-        for r in rounds_of(own):
-            facts, balance = r.facts("evaluate"), r.facts("select").get("balance") or {}
-            test = facts["test"] or {}
-            curve.append(
-                {
-                    "labels": facts["labels"],
-                    "accuracy": test["fused"]["accuracy"],
-                    "heads": {m: v["accuracy"] if (v := test[m]) else None for m in experiment.pool.info.names},
-                    "balance": balance,
-                    "seconds": {p: r.facts(p)["seconds"] for p in ("score", "select", "train")},
-                }
-            )
-        store.write_yaml(cell.curve, curve)
-    # A study has hundreds of loops: models and scores would fill a disk.
-    own.clear("rounds")
-    return curve
+        return run_loop(config)

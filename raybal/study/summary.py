@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from raybal.study.config import BASELINE, StudyConfig
+from raybal.study.loops import Curve
 from raybal.table.statistics import Comparison, Interval, compare, holm, interval
 from raybal.table.summary import compared, percent
 from raybal.tables import csv_of
-
-Curve = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,14 @@ class StudySummary:
         return csv_of(self.curves)
 
 
-def area(curve: Curve) -> float:
-    """Returns the mean test accuracy over the labels of a curve, by the trapezoid rule; of one round, its accuracy."""
-    labels, accuracy = np.array([r["labels"] for r in curve], np.float64), np.array([r["accuracy"] for r in curve])
+def area(curve: Curve, of: str = "accuracy") -> float:
+    """Returns the mean accuracy over the labels of a curve, by the trapezoid rule; of one round, its accuracy.
+
+    Args:
+        curve: of a loop.
+        of: "accuracy", on test items, or "validation".
+    """
+    labels, accuracy = np.array([r["labels"] for r in curve], np.float64), np.array([r[of] for r in curve])
     if len(curve) < 2 or labels[-1] <= labels[0]:
         return float(accuracy[-1])
     return float(np.trapezoid(accuracy, labels) / (labels[-1] - labels[0]))

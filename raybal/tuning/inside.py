@@ -112,7 +112,7 @@ def _best_of(earlier: Round | None, plan: Plan) -> list[Values]:
     """Returns the best values of an earlier tuning."""
     if earlier is None:
         return []
-    journal = StoreJournal(Store(earlier.store.path(f"{earlier.folder}/tune")), JOURNAL)
+    journal = StoreJournal(Store(earlier.store.where(f"{earlier.folder}/tune")), JOURNAL)
     study = optuna.load_study(study_name=plan.row, storage=JournalStorage(journal))
     found = RowFound(plan.row, plan.own.method, plan.space, ended(study, plan.space), [])
     return [trial.values for trial in found.best(CARRIED)]

@@ -17,7 +17,8 @@ from raybal.settings import from_plain
 from raybal.store import Store
 from raybal.study import run as study_run
 from raybal.study.config import StudyConfig
-from raybal.study.run import Cell, run_study, work
+from raybal.study.loops import LocalLoop, run_loop
+from raybal.study.run import Cell, loop_of, run_study
 from raybal.study.summary import area, summarise
 
 
@@ -51,14 +52,14 @@ def test_a_study_compares_from_the_same_first_items_and_goes_on(feature_pool, tm
             raise KilledError
         return original(self, current)
 
-    original = study_run.LocalLoop._evaluate
-    monkeypatch.setattr(study_run.LocalLoop, "_evaluate", evaluate)
+    original = LocalLoop._evaluate
+    monkeypatch.setattr(LocalLoop, "_evaluate", evaluate)
     with pytest.raises(KilledError):
-        work(store, cell, config)
-    monkeypatch.setattr(study_run.LocalLoop, "_evaluate", original)
+        run_loop(loop_of(cell, config, store))
+    monkeypatch.setattr(LocalLoop, "_evaluate", original)
     asked = {}
-    undisturbed = work(Store(str(tmp_path / "other")), cell, config)
-    resumed = work(store, cell, config)
+    undisturbed = run_loop(loop_of(cell, config, Store(str(tmp_path / "other"))))
+    resumed = run_loop(loop_of(cell, config, store))
     assert [r["accuracy"] for r in resumed] == [r["accuracy"] for r in undisturbed]
     assert not (tmp_path / "study" / cell.folder / "rounds").exists()
     defines = {"pool": Pool(str(feature_pool)).info.content_hash, "label_budget": 60}
@@ -84,7 +85,9 @@ def test_a_study_compares_from_the_same_first_items_and_goes_on(feature_pool, tm
         def options(self, **options):
             return self
 
-        def remote(self, root, cell, config):
+        def remote(self, loop):
+            method, strategy, seed = loop.store.split("/")[-3:]
+            cell = Cell(method, strategy, int(seed))
             ran.append(cell)
             store.write_yaml(cell.curve, store.read_yaml(Cell(cell.method, cell.strategy, 0).curve))
             return cell
@@ -97,6 +100,16 @@ def test_a_study_compares_from_the_same_first_items_and_goes_on(feature_pool, tm
     assert ran == [Cell("multi_loss", s, 2) for s in ("random", "margin", "weak")]
     with pytest.raises(StoreError, match="label_budget = 60, and now it is 80"):
         run_study(make_config(feature_pool, tmp_path / "study", label_budget=80))
+
+
+@pytest.mark.ray
+def test_a_loop_of_a_study_lies_where_the_study_does(feature_pool, tmp_path, s3):
+    cell, curves = Cell("multi_loss", "margin", 0), []
+    for root in (s3(), str(tmp_path / "study")):
+        config = make_config(feature_pool, root, label_budget=40)
+        curves.append(run_loop(loop_of(cell, config, Store(root))))
+        assert Store(root).read_yaml(cell.curve) == curves[-1]
+    assert [r["accuracy"] for r in curves[0]] == [r["accuracy"] for r in curves[1]]
 
 
 def curve(*accuracy, start=20):
