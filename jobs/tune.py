@@ -3,7 +3,7 @@
 from raybal.config import parse
 from raybal.job import run_job
 from raybal.tuning.config import TuneConfig
-from raybal.tuning.sweep import run_sweep
+from raybal.tuning.run import run_sweep
 
 
 def main() -> None:

@@ -71,6 +71,21 @@ class Material:
             )
         return found
 
+    @cached_property
+    def validation(self) -> Labelled:
+        """The validation items.
+
+        Raises:
+            DataError: there are none.
+        """
+        _, found = self.parts(0)
+        if not found:
+            raise DataError(
+                f"pool {self.config.pool} has no validation items (its labelled items are of one group), and trials "
+                "are judged by them"
+            )
+        return found
+
     def parts(self, seed: int) -> tuple[Labelled, Labelled]:
         """Returns (training items, validation items) of a seed: the same for all methods.
 

@@ -27,11 +27,16 @@ T = TypeVar("T", bound=Titled)
 
 
 @contextlib.contextmanager
-def ready_to_train() -> Iterator[None]:
+def ready_to_train(level: int = logging.WARNING) -> Iterator[None]:
     """Lets a process of Ray's use the CPUs that it has reserved, and log only what raybal has to say; gives freed
-    memory back in the end, since the process may wait for other work."""
+    memory back in the end, since the process may wait for other work.
+
+    Args:
+        level: of what raybal may log.
+    """
     torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("raybal").setLevel(level)
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from raybal.config import LoopConfig
@@ -47,18 +48,21 @@ class LocalLoop(Loop):
         return {"labels": self.experiment.label_count(current), "test": None}
 
 
-def run_loop(config: LoopConfig, *, tested: bool = True) -> Curve:
+def run_loop(
+    config: LoopConfig, *, tested: bool = True, begin: Callable[[LoopConfig, Store], Experiment] = Experiment
+) -> Curve:
     """Runs what is left of a loop, and keeps of its store only what it found: `curve.yaml`.
 
     Args:
         config: of the loop, with its own store.
         tested: whether its models are measured on test items.
+        begin: makes the experiment.
     """
     store = Store(config.store)
     if not store.exists(CURVE):
         with Lease(store) as lease:
             store.sweep(FOLDERS)
-            experiment = Experiment(config, store)
+            experiment = begin(config, store)
             experiment.begin()
             LocalLoop(experiment, lease, tested=tested).run()
             store.write_yaml(CURVE, [_record(r, experiment.pool.info.names) for r in rounds_of(store)])

@@ -137,5 +137,6 @@ def loop_of(cell: Cell, config: StudyConfig, store: Store) -> LoopConfig:
 @ray.remote
 def run_cell(config: LoopConfig) -> Curve:
     """Runs what is left of one loop as a Ray task; returns its curve."""
-    with ready_to_train():
+    # What one loop warns of is no news in a hundred of them.
+    with ready_to_train(logging.ERROR):
         return run_loop(config)

@@ -101,14 +101,18 @@ class StudySummary:
         return csv_of(self.curves)
 
 
-def area(curve: Curve, of: str = "accuracy") -> float:
+def area(curve: Curve, of: str = "accuracy", since: float = 0.0) -> float:
     """Returns the mean accuracy over the labels of a curve, by the trapezoid rule; of one round, its accuracy.
 
     Args:
         curve: of a loop.
         of: "accuracy", on test items, or "validation".
+        since: labels before which nothing counts.
     """
     labels, accuracy = np.array([r["labels"] for r in curve], np.float64), np.array([r[of] for r in curve])
+    if labels[0] < since:
+        begun = np.interp(since, labels, accuracy)
+        labels, accuracy = np.append(since, labels[labels > since]), np.append(begun, accuracy[labels > since])
     if len(curve) < 2 or labels[-1] <= labels[0]:
         return float(accuracy[-1])
     return float(np.trapezoid(accuracy, labels) / (labels[-1] - labels[0]))

@@ -83,13 +83,15 @@ def history_chart(row: RowFound) -> Drawing:
         _whole_numbers(axes)
         _percent(axes, margin=0.1)
         states = ", ".join(f"{n} {state}" for state, n in states_of(row).items())
+        what = "Mean validation accuracy over labels" if row.by == "labels" else "Validation accuracy"
         label = (
-            f"Validation accuracy of {len(row.trials)} trials by number: {states}. Highest: "
+            f"{what} of {len(row.trials)} trials by number: {states}. Highest: "
             f"{_named(max(finished, key=lambda t: t.accuracy))}. Chosen: {_named(row.chosen)}."
         )
         found = svg.to_svg(figure, label)
     legend: list[tuple[Mark, str]] = [(state, state) for state, n in states_of(row).items() if n]  # type: ignore[misc]
-    return Drawing("Accuracy by trial", found, (*legend, ("best", "best finished so far"), ("chosen", "chosen")))
+    legend += [("best", "best finished so far"), ("chosen", "chosen")]
+    return Drawing("Area by trial" if row.by == "labels" else "Accuracy by trial", found, tuple(legend))
 
 
 def states_of(row: RowFound) -> dict[str, int]:
@@ -137,7 +139,8 @@ def _height(row: RowFound) -> float:
 
 
 def curves_chart(row: RowFound) -> Drawing:
-    """Draws the validation accuracy of every trial by epoch, and the epochs after which trials were stopped."""
+    """Draws the validation accuracy of every trial by epoch, or of a loop by labels, and the epochs after which trials
+    were stopped."""
     chosen = row.chosen
     styles: dict[str, dict[str, Any]] = {
         "finished": {"color": FINISHED, "linewidth": 1.1, "zorder": 3},
@@ -156,13 +159,13 @@ def curves_chart(row: RowFound) -> Drawing:
         for state in ("stopped", "diverged"):
             ends = [max(t.accuracies.items()) for t in row.trials if t.state == state and t.accuracies]
             _dots(axes, ends, state, size=4, on_curve=True)
-        axes.set_xlabel("epoch")
+        axes.set_xlabel(row.by)
         _whole_numbers(axes)
         _percent(axes, margin=0.06)
         states = states_of(row)
         label = (
-            f"Validation accuracy by epoch of {len(row.trials)} trials, of which {states['stopped']} were stopped and "
-            f"{states['diverged']} diverged. Chosen: {_named(chosen)}."
+            f"Validation accuracy by {row.by} of {len(row.trials)} trials, of which {states['stopped']} were stopped "
+            f"and {states['diverged']} diverged. Chosen: {_named(chosen)}."
         )
         found = svg.to_svg(figure, label)
     kinds: dict[str, tuple[Mark, str]] = {

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from raybal.balancing.base import METHODS, BalancingSettings
+from raybal.begun import Kind
 from raybal.errors import ConfigError, did_you_mean
 from raybal.models.classifier import ModelSettings
 from raybal.resources import ResourceSettings
@@ -17,6 +18,9 @@ from raybal.settings import Settings, from_plain, setting
 from raybal.training.settings import TrainSettings
 from raybal.tuning.spaces import GROUPS, Dimension
 
+BEGUN = Kind("sweep", format=1, hint="give the old value, or choose another store, or another name for a row")
+#: Where files of a sweep are written.
+FOLDERS = ("trials", "rows", "tuned")
 ROWS = Rows("sweep", "methods", "balancing", "method", METHODS)
 DEFAULT_METHODS = ["multi_loss", "mlb"]
 
@@ -76,6 +80,32 @@ class PopulationSettings(Settings):
 
 
 @dataclass(frozen=True)
+class LoopTrialSettings(Settings):
+    """Whole loops as trials: what is searched is how labels are spent. A trial is a simulated loop; it is worth its
+    area under the curve: the mean validation accuracy over the labels asked for, from the largest of the sizes on. All
+    are run to the end, in one process each."""
+
+    label_budget: int = setting(0, ge=0, help="items that a loop asks for; 0: trials are training runs")
+    strategies: list[str] = setting(
+        factory=lambda: ["random", "margin", "badge", "bmmal"],
+        help="query strategies to choose from; methods are chosen from `methods`. The first of each is the baseline",
+    )
+    sizes: list[int] = setting(factory=lambda: [30, 60], help="items asked for in a round, to choose from")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.strategies:
+            raise ConfigError("strategies: there must be at least one")
+        if not self.sizes or min(self.sizes) < 1:
+            raise ConfigError(f"sizes: {self.sizes} is not accepted; give numbers above 0")
+        if self.label_budget and max(self.sizes) > self.label_budget:
+            raise ConfigError(
+                f"sizes: {max(self.sizes)} is not accepted; a loop asks for {self.label_budget} items in all "
+                "(label_budget)"
+            )
+
+
+@dataclass(frozen=True)
 class TuneConfig(Settings):
     """Finds coefficients, pace and training settings of balancing methods on a labelled pool, every method with the
     same number of trials, epochs and seeds.
@@ -126,6 +156,7 @@ class TuneConfig(Settings):
         "probe to that of the same encoder trained alone (it is measured in any case)",
     )
     population: PopulationSettings = setting(factory=PopulationSettings, help="schedules by population")
+    loop: LoopTrialSettings = setting(factory=LoopTrialSettings, help="whole loops as trials")
     stopping: StoppingSettings = setting(factory=StoppingSettings, help="which trials end early")
     items: int | None = setting(None, ge=2, help="labelled training items that each seed draws; none: all")
     validation_share: float = setting(
@@ -154,8 +185,20 @@ class TuneConfig(Settings):
             )
         if self.population.members and self.train.num_workers:
             raise ConfigError("train.num_workers: members of a population train in one process each; leave it at 0")
+        if self.loop.label_budget:
+            self._check_loops()
         if self.train.round_start != "fresh":
             raise ConfigError("train.round_start: a sweep has no rounds; leave it at fresh")
+
+    def _check_loops(self) -> None:
+        if self.population.members:
+            raise ConfigError("population.members: loops are no population; give this, or loop.label_budget")
+        if self.objective != "accuracy":
+            raise ConfigError("objective: loops are compared by accuracy alone")
+        if self.items is not None:
+            raise ConfigError("items: a loop asks for its items itself; give loop.label_budget")
+        if self.train.num_workers:
+            raise ConfigError("train.num_workers: loops run in one process each; leave it at 0")
 
     def check_typed(self, given: Mapping[str, Any]) -> None:
         ROWS.check_typed(given, self.methods)

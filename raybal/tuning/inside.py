@@ -20,14 +20,13 @@ from raybal.data.pool import Labelled, Pool
 from raybal.rounds import Round, TunedSettings
 from raybal.store import Store
 from raybal.tuning.config import TuneConfig
-from raybal.tuning.journal import StoreJournal
+from raybal.tuning.journal import JOURNAL, StoreJournal
 from raybal.tuning.spaces import Values, values_in
 from raybal.tuning.summary import Found, RowFound
 from raybal.tuning.trial import Plan
 from raybal.tuning.trials import ended, search
 from raybal.tuning.values import changes
 
-JOURNAL = "optuna.log"
 #: Trials of the last tuning that are tried again.
 CARRIED = 3
 

@@ -10,6 +10,9 @@ from optuna.storages.journal import BaseJournalBackend
 
 from raybal.store import Store
 
+#: Its name in a store.
+JOURNAL = "optuna.log"
+
 
 class StoreJournal(BaseJournalBackend):
     """The log of Optuna's journal storage, in the format of its own file backend.

@@ -27,8 +27,8 @@ from raybal.tuning.charts import (
 )
 from raybal.tuning.config import TuneConfig
 from raybal.tuning.parallel import parallel_charts
-from raybal.tuning.summary import Found, RowFound, SweepSummary
-from raybal.tuning.values import shown
+from raybal.tuning.summary import Found, LoopsSummary, RowFound, SweepSummary
+from raybal.tuning.values import shown, words
 
 NAME = "report.html"
 
@@ -80,10 +80,46 @@ def render(store: Store, summary: SweepSummary, config: TuneConfig) -> str:
         pairs=[] if final is None else published_pairs(final, [row.name for row in summary.rows]),
         drawings={row.name: _drawings(row, balance) for row in summary.rows},
         rungs={row.name: rungs_of(row) for row in summary.rows},
-        finalists={row.name: sorted(row.finalists.items(), key=lambda one: -sum(one[1])) for row in summary.rows},
+        finalists={row.name: _finalists(row) for row in summary.rows},
         tuned={row.name: store.read_bytes(_tuned(row)).decode() for row in summary.rows},
         commands={row.name: _commands(store, row, config) for row in summary.rows},
-        versions=[*versions(), ("optuna", importlib.metadata.version("optuna"))],
+        versions=_versions(),
+        settings=yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True),
+        store=place(store),
+    )
+
+
+def write_loops_page(store: Store, summary: LoopsSummary, config: TuneConfig) -> str:
+    """Writes `trials.csv`, `curves.csv` if there is a final comparison, and `report.html` into the store of a sweep of
+    loops; returns where the report is."""
+    store.write_bytes("trials.csv", summary.trials_csv().encode())
+    if summary.chosen:
+        store.write_bytes("curves.csv", summary.curves_csv().encode())
+    store.write_bytes(NAME, render_loops(store, summary, config).encode())
+    return place(store, NAME)
+
+
+def render_loops(store: Store, summary: LoopsSummary, config: TuneConfig) -> str:
+    """Returns the page of a sweep of loops as HTML."""
+    row = summary.row
+    page = template(
+        "loops.html.jinja", points=percent, compared=compared, shown=shown, key=label_of, shade=_shade, words=words
+    )
+    return page.render(
+        name=place(store).rpartition("/")[2],
+        about=(
+            f"{len(row.trials)} loops of {config.loop.label_budget:,} labels on {config.pool.rpartition('/')[2]}, "
+            f"{config.train.epochs} epochs a round"
+        ),
+        config=config,
+        row=row,
+        areas=summary.areas,
+        gain=summary.gain,
+        drawn=_drawings(row, balance=False),
+        finalists=_finalists(row),
+        tuned=store.read_bytes(_tuned(row)).decode(),
+        command=_command(store, row, config, "al_loop", "runs/tuned"),
+        versions=_versions(),
         settings=yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True),
         store=place(store),
     )
@@ -162,10 +198,21 @@ def _tuned(row: RowFound) -> str:
     return f"tuned/{row.name}.yaml"
 
 
+def _finalists(row: RowFound) -> list[tuple[int, list[float]]]:
+    """Returns the accuracies of the finalists over seeds by number, best first."""
+    return sorted(row.finalists.items(), key=lambda one: -sum(one[1]))
+
+
+def _versions() -> list[tuple[str, str]]:
+    return [*versions(), ("optuna", importlib.metadata.version("optuna"))]
+
+
 def _commands(store: Store, row: RowFound, config: TuneConfig) -> str:
     """Returns the command lines that go on with what was found, in stores of their own."""
-    lines = [
-        ["python", f"jobs/{job}.py", "--config", place(store, _tuned(row)), "--pool", config.pool, "--store", own]
-        for job, own in (("train", f"runs/{row.name}-tuned"), ("al_loop", f"runs/{row.name}-loop"))
-    ]
-    return "\n".join(map(shlex.join, lines))
+    jobs = (("train", f"runs/{row.name}-tuned"), ("al_loop", f"runs/{row.name}-loop"))
+    return "\n".join(_command(store, row, config, job, own) for job, own in jobs)
+
+
+def _command(store: Store, row: RowFound, config: TuneConfig, job: str, own: str) -> str:
+    parts = ["python", f"jobs/{job}.py", "--config", place(store, _tuned(row)), "--pool", config.pool, "--store", own]
+    return shlex.join(parts)

@@ -233,16 +233,17 @@ def values_in(space: Space, settings: Mapping[str, Any], kind: type[BalancingSet
         settings: plain settings by section.
         kind: the settings of the row's method.
     """
-    flat = _flat({**settings, "balancing": kind.to_search(settings["balancing"])})
-    if any(key not in flat for key in space if not space[key].when):
+    found = flat({**settings, "balancing": kind.to_search(settings["balancing"])})
+    if any(key not in found for key in space if not space[key].when):
         return None
-    values = draw(space, lambda key, dimension: flat.get(key))
+    values = draw(space, lambda key, dimension: found.get(key))
     return values if all(space[key].takes(value) for key, value in values.items()) else None
 
 
-def _flat(content: Any, key: str = "") -> Values:
+def flat(content: Any, key: str = "") -> Values:
+    """Returns plain settings by dotted key; of a list also each value by its place."""
     if isinstance(content, Mapping) and content:
-        return {k: v for name, own in content.items() for k, v in _flat(own, f"{key}.{name}" if key else name).items()}
+        return {k: v for name, own in content.items() for k, v in flat(own, f"{key}.{name}" if key else name).items()}
     if isinstance(content, list):
         return {f"{key}[{i}]": value for i, value in enumerate(content)} | {key: content}
     return {key: content}

@@ -12,11 +12,14 @@ import optuna
 from optuna.trial import TrialState, create_trial
 from scipy import stats
 
-from raybal.table.summary import Summary
+from raybal.study.loops import Curve
+from raybal.study.summary import area
+from raybal.table.statistics import Comparison, Interval, compare, interval
+from raybal.table.summary import Summary, compared, percent
 from raybal.tables import csv_of
 from raybal.tuning.search import distribution
 from raybal.tuning.spaces import Space, Values
-from raybal.tuning.values import shown
+from raybal.tuning.values import words
 
 #: With fewer finished trials than this nothing is said about the importance of keys.
 FEWEST = 5
@@ -29,9 +32,9 @@ class Found:
     Attributes:
         number: in its study.
         values: of the searched keys.
-        accuracies: on validation, by epoch.
-        result: of one that was trained to the end, {"epoch", "seconds" (of training), "nll", "probes", "gap"}, or
-            {"diverged": why}; None where it was stopped.
+        accuracies: on validation, by epoch; of a loop, by the number of labels.
+        result: of one that was trained to the end, {"epoch", "seconds" (of training), "nll", "probes", "gap"}, of a
+            loop {"epoch", "area", "gap"}, or {"diverged": why}; None where it was stopped.
         inside: epochs that the method trained copies of the model for.
         seconds: that it took, starting included.
     """
@@ -52,10 +55,11 @@ class Found:
 
     @property
     def accuracy(self) -> float:
-        """Validation accuracy of the epoch that is kept; of a trial that was stopped, the best that it reached."""
+        """Validation accuracy of the epoch that is kept, or of a loop its mean over labels; of a trial that was
+        stopped, the best that it reached."""
         if self.state == "finished":
             assert self.result is not None
-            return self.accuracies[self.result["epoch"]]
+            return self.result.get("area", self.accuracies[self.result["epoch"]])
         return max(self.accuracies.values(), default=0.0) if self.state == "stopped" else 0.0
 
     @property
@@ -91,6 +95,11 @@ class RowFound:
     finalists: dict[int, list[float]] = field(default_factory=dict)
     exploits: list[dict[str, Any]] = field(default_factory=list)
     schedules: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+
+    @property
+    def by(self) -> str:
+        """What trials advance by: "epoch", or "labels" where they are loops."""
+        return "labels" if any("area" in (t.result or {}) for t in self.trials) else "epoch"
 
     def best(self, count: int) -> list[Found]:
         """Returns the best finished trials, of different values, best first."""
@@ -189,7 +198,7 @@ class SweepSummary:
         for row in self.rows:
             chosen = row.chosen
             inside = f" ({row.inside} of them inside the method)" if row.inside else ""
-            values = ", ".join(f"{key.removeprefix('balancing.')} {shown(v)}" for key, v in chosen.values.items())
+            values = words(chosen.values)
             seeds = len(row.finalists[chosen.number])
             found.append(
                 f"{row.name}: {len(row.trials)} trials, {len(row.finished)} to the end, {row.epochs} epochs{inside}; "
@@ -207,3 +216,68 @@ class SweepSummary:
                 line |= {"gap": t.gap, "epochs": len(t.accuracies), "seconds": t.seconds}
                 lines.append(line | {key: t.values.get(key) for key in keys})
         return csv_of(lines)
+
+
+@dataclass(frozen=True)
+class LoopsSummary:
+    """What came out of a sweep of whole loops.
+
+    Attributes:
+        row: the trials.
+        chosen, first: curves of the choice and of the first trial, the baseline, with the same fresh seeds.
+        since: labels from which on areas count.
+    """
+
+    row: RowFound
+    chosen: list[Curve]
+    first: list[Curve]
+    since: int
+
+    @property
+    def areas(self) -> list[tuple[str, Interval, Interval]]:
+        """(name, mean test accuracy over the labels, that after the last round), of the choice and of the baseline;
+        none without fresh seeds."""
+        both = (("chosen", self.chosen), ("first trial", self.first)) if self.chosen else ()
+        return [
+            (name, interval(self._areas(curves)), interval([c[-1]["accuracy"] for c in curves]))
+            for name, curves in both
+        ]
+
+    @property
+    def gain(self) -> Comparison | None:
+        """The area of the choice beside that of the baseline, paired by seed; None where these are the same."""
+        if not self.chosen or self.row.chosen.values == self.row.trials[0].values:
+            return None
+        return compare(self._areas(self.chosen), self._areas(self.first))
+
+    def _areas(self, curves: list[Curve]) -> list[float]:
+        return [area(curve, since=self.since) for curve in curves]
+
+    def lines(self) -> list[str]:
+        """Returns what came out as lines of text."""
+        row, chosen = self.row, self.row.chosen
+        found = [
+            f"{len(row.trials)} loops; best trial {chosen.number}, area {100 * row.score:.1f}% on validation over "
+            f"{len(row.finalists[chosen.number])} seeds: {words(chosen.values)}"
+        ]
+        for name, whole, last in self.areas:
+            found.append(f"{name}: area {percent(whole)} on test items, {percent(last)} after the last round")
+        if self.chosen:
+            gain = compared(self.gain) if self.gain else "the same: no trial is better than the first"
+            found.append(f"chosen minus first trial: {gain}")
+        return found
+
+    def trials_csv(self) -> str:
+        """Returns one line a trial."""
+        return SweepSummary([self.row], None, ()).trials_csv()
+
+    def curves_csv(self) -> str:
+        """Returns one line a loop and round of the final comparison."""
+        return csv_of(
+            [
+                {"loop": name, "seed": seed, "round": number, "labels": r["labels"], "accuracy": r["accuracy"]}
+                for name, curves in (("chosen", self.chosen), ("first trial", self.first))
+                for seed, curve in enumerate(curves)
+                for number, r in enumerate(curve)
+            ]
+        )

@@ -1,4 +1,4 @@
-"""Running a sweep.
+"""Sweeps of training runs.
 
 sweep.yaml                          what defines the sweep, and all settings of this start
 rows/<row>.yaml                     the settings that a row was begun with
@@ -21,29 +21,24 @@ from typing import Any
 import yaml
 
 from raybal.balancing.base import METHODS, BalancingSettings
-from raybal.begun import Kind
 from raybal.config import defining
 from raybal.errors import ConfigError, RaybalError, did_you_mean
 from raybal.lease import Lease
 from raybal.material import Material
-from raybal.start import at_work, say_where
 from raybal.store import Store
 from raybal.table.cells import Cell, has_diverged, probe_on_validation
 from raybal.table.fill import Filler
 from raybal.table.summary import Summary
 from raybal.training.task import TrainTask
-from raybal.tuning.config import TuneConfig
-from raybal.tuning.journal import StoreJournal
-from raybal.tuning.page import write_page
+from raybal.tuning.config import BEGUN, FOLDERS, TuneConfig
+from raybal.tuning.journal import JOURNAL, StoreJournal
 from raybal.tuning.population import populate
 from raybal.tuning.spaces import Dimension, Values
 from raybal.tuning.summary import RowFound, SweepSummary
 from raybal.tuning.trial import Plan, TrialRun
 from raybal.tuning.trials import search
+from raybal.tuning.values import changed
 
-BEGUN = Kind("sweep", format=1, hint="give the old value, or choose another store, or another name for a row")
-FOLDERS = ("trials", "rows", "tuned")
-JOURNAL = "optuna.log"
 ALONE = "alone.yaml"
 #: The method whose encoders are trained alone.
 ALONE_METHOD = "ensemble"
@@ -55,23 +50,6 @@ PUBLISHED = "published"
 CONSTANT = "constant"
 
 log = logging.getLogger(__name__)
-
-
-def run_sweep(config: TuneConfig) -> SweepSummary:
-    """Runs what is left of a sweep, writes its files and prints its tables.
-
-    Raises:
-        RaybalError: the sweep cannot begin or continue.
-    """
-    with at_work(BEGUN, config, Sweep) as sweep:
-        sweep.store.sweep(FOLDERS)
-        sweep.begin()
-        summary = sweep.run()
-    report = write_page(sweep.store, summary, sweep.config)
-    for line in summary.lines():
-        log.info("%s", line)
-    say_where(sweep.store, report)
-    return summary
 
 
 class Sweep:
@@ -92,11 +70,7 @@ class Sweep:
         self.lease = lease
         self.material = Material(config)
         self.parts = self.material.parts(0)
-        if not self.parts[1]:
-            raise ConfigError(
-                f"pool: {config.pool} has no validation items (its labelled items are of one group), and trials are "
-                "judged by them"
-            )
+        _ = self.material.validation
         if config.seeds:
             _ = self.material.test
         config.train.resolve_device()
@@ -107,6 +81,7 @@ class Sweep:
 
     def begin(self) -> None:
         """Writes what defines the sweep and its rows."""
+        self.store.sweep(FOLDERS)
         BEGUN.write(self.store, self._keys, dataclasses.asdict(self.config))
         for row in self.config.methods:
             self.store.write_yaml(f"rows/{row}.yaml", defining(self.config.settings_of(row)))
@@ -257,10 +232,3 @@ def validation_accuracy(store: Store, run: TrialRun) -> float:
         return 0.0
     trained = store.read_yaml(run.trained)
     return float(trained["history"][trained["epoch"] - 1]["validation"]["fused"]["accuracy"])
-
-
-def changed(settings: BalancingSettings) -> dict[str, Any]:
-    """Returns plain settings without those that are as by default."""
-    default = dataclasses.asdict(type(settings)(method=settings.method))
-    own = dataclasses.asdict(settings)
-    return {"method": settings.method} | {key: value for key, value in own.items() if value != default[key]}

@@ -77,6 +77,11 @@ class Plan:
     alone: Mapping[str, float]
 
     @property
+    def method(self) -> str:
+        """Of the row."""
+        return self.own.method
+
+    @property
     def base(self) -> dict[str, Any]:
         """The row's settings without what is searched, plain, by section."""
         return {

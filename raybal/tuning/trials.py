@@ -7,8 +7,8 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -26,7 +26,7 @@ from raybal.tuning.journal import StoreJournal
 from raybal.tuning.search import FACTS, INSIDE, Halving, StudySearch, accuracies_of, seconds_of, values_of
 from raybal.tuning.spaces import Space, Values
 from raybal.tuning.summary import Found, RowFound
-from raybal.tuning.trial import Plan, run_trial
+from raybal.tuning.trial import run_trial
 
 #: Ray Tune's own files about trials are not looked at, nor is what it prints; a report may lack what the end tells.
 TUNE_DEFAULTS = {
@@ -38,13 +38,44 @@ TUNE_DEFAULTS = {
 log = logging.getLogger(__name__)
 
 
+class Searched(Protocol):
+    """What the trials of a row share.
+
+    Attributes:
+        config: of the sweep.
+        row, method: names of the row and of its method.
+        space: what is searched, conditions first.
+        token: of the driver's lease; None where the store has none of its own.
+    """
+
+    @property
+    def config(self) -> TuneConfig: ...
+
+    @property
+    def row(self) -> str: ...
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def space(self) -> Space: ...
+
+    @property
+    def token(self) -> str | None: ...
+
+    def first_values(self) -> list[Values]:
+        """Returns values of the first trials."""
+        ...
+
+
 def search(
-    plan: Plan,
-    parts: tuple[Labelled, Labelled],
+    plan: Searched,
+    parts: tuple[Labelled, Labelled] | None,
     store: Store,
     journal: StoreJournal,
     total: int,
     *,
+    trainable: Callable[..., None] = run_trial,
     stopping: bool = True,
     first: Sequence[Values] = (),
     seconds: float | None = None,
@@ -57,6 +88,7 @@ def search(
         store: of the sweep.
         journal: that the row's study lies in.
         total: number of trials in all.
+        trainable: Ray Tune's function, of (a trial's number and values, plan, parts).
         stopping: whether trials that fall behind are stopped.
         first: values of the first trials, before the row's own and the published ones.
         seconds: that the trials may take together, those of earlier starts among them; None: no such limit.
@@ -80,7 +112,7 @@ def search(
             suggestions.deadline = time.monotonic() + seconds - suggestions.spent / at_once
         set_defaults()
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(run_trial, plan=plan, parts=parts), resources),
+            tune.with_resources(tune.with_parameters(trainable, plan=plan, parts=parts), resources),
             tune_config=tune.TuneConfig(
                 search_alg=suggestions,
                 scheduler=halving or FIFOScheduler(),
@@ -92,7 +124,7 @@ def search(
             run_config=run_config(f"{row}-{uuid.uuid4().hex}", plan, store, fence(plan, store)),
         )
         run(tuner, row)
-    return RowFound(row, plan.own.method, plan.space, ended(study, plan.space), halving.rungs if halving else [])
+    return RowFound(row, plan.method, plan.space, ended(study, plan.space), halving.rungs if halving else [])
 
 
 def ended(study: optuna.Study, space: Space) -> list[Found]:
@@ -125,7 +157,7 @@ def set_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
-def run_config(name: str, plan: Plan, store: Store, callbacks: Sequence[tune.Callback]) -> tune.RunConfig:
+def run_config(name: str, plan: Searched, store: Store, callbacks: Sequence[tune.Callback]) -> tune.RunConfig:
     """Returns how Ray Tune runs a row, its own files in the store's folder ray/<name>."""
     return tune.RunConfig(
         name=name,
@@ -137,7 +169,7 @@ def run_config(name: str, plan: Plan, store: Store, callbacks: Sequence[tune.Cal
     )
 
 
-def fence(plan: Plan, store: Store) -> list[tune.Callback]:
+def fence(plan: Searched, store: Store) -> list[tune.Callback]:
     """Returns what ends a row when another driver has taken over its store."""
     return [] if plan.token is None else [Fence(store.root, plan.token)]
 
@@ -202,7 +234,8 @@ class Progress:
         elif trial.state == TrialState.PRUNED:
             what = f"stopped after epoch {max(accuracies)} at {100 * accuracies[max(accuracies)]:.1f}%"
         else:
-            what = f"validation {100 * trial.values[0]:.1f}%, gap {facts['gap']:.2f}, {facts['seconds']:.0f} s"
+            gap = "" if facts["gap"] is None else f", gap {facts['gap']:.2f}"
+            what = f"validation {100 * trial.values[0]:.1f}%{gap}, {seconds_of(trial):.0f} s"
         best = max((t for t in ended if t.state == TrialState.COMPLETE), key=lambda t: t.values[0], default=None)
         lead = "" if best is None else f"; best {100 * best.values[0]:.1f}% (trial {best.number})"
         left = (self.total - len(ended)) * (time.monotonic() - self._started) / self._done / 60

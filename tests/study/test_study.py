@@ -160,6 +160,14 @@ def test_areas_are_means_over_labels_and_compared_by_seed():
     assert len(summary.lines()) == 5
 
 
+def test_an_area_may_begin_later():
+    rounds = [{"labels": 20, "validation": 0.1}, {"labels": 40, "validation": 0.3}, {"labels": 80, "validation": 0.7}]
+    # From 0.2 at 30 labels: 10 labels of 0.25 and 40 of 0.5 in the mean.
+    assert area(rounds, "validation", since=30) == pytest.approx((10 * 0.25 + 40 * 0.5) / 50)
+    assert area(rounds, "validation", since=20) == area(rounds, "validation")
+    assert area(rounds, "validation", since=80) == 0.7
+
+
 @pytest.mark.parametrize(
     ("gains", "verdict"),
     [

@@ -15,7 +15,7 @@ from raybal.errors import ConfigError, StoreError
 from raybal.settings import from_plain
 from raybal.start import at_work
 from raybal.store import Store
-from raybal.tuning.config import TuneConfig
+from raybal.tuning.config import BEGUN, TuneConfig
 from raybal.tuning.population import (
     STRENGTH,
     Record,
@@ -30,7 +30,7 @@ from raybal.tuning.population import (
 from raybal.tuning.search import ACCURACY, EPOCH
 from raybal.tuning.spaces import settings_from, space_of
 from raybal.tuning.summary import RowFound
-from raybal.tuning.sweep import BEGUN, Sweep
+from raybal.tuning.sweep import Sweep
 
 
 def pace_of(schedule: Schedule) -> PaceSettings:

@@ -18,8 +18,8 @@ from raybal.store import Store
 from raybal.table.config import TableConfig
 from raybal.tuning.config import TuneConfig
 from raybal.tuning.journal import StoreJournal
+from raybal.tuning.run import run_sweep
 from raybal.tuning.search import accuracies_of
-from raybal.tuning.sweep import run_sweep
 
 pytestmark = pytest.mark.ray
 
