@@ -202,6 +202,40 @@ def correlation_chart(row: RowFound) -> Drawing | None:
     return Drawing("Rank correlation with the final accuracy", drawn, _rung_legend(row))
 
 
+def schedules_chart(row: RowFound) -> Drawing | None:
+    """Draws the strengths that each member of a population has gone through; None where the row is no population."""
+    from matplotlib.ticker import PercentFormatter
+
+    if not row.schedules:
+        return None
+    members = {t.number: t for t in row.trials}
+    with svg.canvas(*WIDE) as (figure, axes):
+        for number, schedule in row.schedules.items():
+            # The last strength stays in force.
+            knots = [*schedule, (1.0, schedule[-1][1])]
+            style: dict[str, Any] = {"color": FINISHED, "linewidth": 1.1, "zorder": 3}
+            if number == row.chosen.number:
+                style = {"color": CHOSEN, "linewidth": 2.4, "zorder": 5}
+            elif members[number].state == "diverged":
+                style = {"color": svg.MUTED, "linewidth": 0.9, "dashes": (3, 2), "zorder": 2}
+            (line,) = axes.plot(*zip(*knots, strict=True), **style)
+            line.set_gid(f"{svg.SERIES}schedule-{number}")
+        axes.set_xlabel("progress of training")
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.05, 1.05)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        path = ", ".join(f"{s:.2f} at {100 * at:.0f}%" for at, s in row.schedules[row.chosen.number])
+        label = (
+            f"Strength of the method by progress of training of {len(row.schedules)} members of a population. Chosen, "
+            f"member {row.chosen.number}: {path}."
+        )
+        found = svg.to_svg(figure, label)
+    legend: list[tuple[Mark, str]] = [("ended", "members"), ("picked", "chosen")]
+    if states_of(row)["diverged"]:
+        legend.insert(1, ("broken", "diverged"))
+    return Drawing("Strength of the method", found, tuple(legend))
+
+
 def front_chart(row: RowFound) -> Drawing:
     """Draws validation accuracy against balance gap of the finished trials, and the front of those that none beats in
     both."""

@@ -119,6 +119,7 @@ class TuneConfig(Settings):
       python jobs/tune.py --methods joint,multi_loss,mlb,ogm_ge --trials 32
       python jobs/tune.py --space '{train.weight_decay: 1e-4, balancing.alpha: {kind: uniform, low: 1, high: 3}}'
       python jobs/tune.py --store runs/schedule --methods mlb --population.members 8
+      python jobs/tune.py --store runs/loops --loop.label-budget 300 --loop.strategies random,margin,bmmal
       python jobs/al_loop.py --config runs/tune/tuned/mlb.yaml
 
     Keys marked * may change when a sweep is continued; all others define it.

@@ -23,6 +23,7 @@ from raybal.tuning.charts import (
     importance_chart,
     label_of,
     ramp,
+    schedules_chart,
     states_of,
 )
 from raybal.tuning.config import TuneConfig
@@ -182,6 +183,7 @@ def _drawings(row: RowFound, balance: bool) -> dict[str, list[Drawing]]:
     """Returns a row's figures by where they stand."""
     correlation = correlation_chart(row)
     importance = importance_chart(row)
+    schedules = schedules_chart(row)
     # Without two encoders to compare, every gap is 0.
     measured = balance and any(t.gap for t in row.finished)
     return {
@@ -191,6 +193,7 @@ def _drawings(row: RowFound, balance: bool) -> dict[str, list[Drawing]]:
         "curves": [curves_chart(row)],
         "correlation": [correlation] if correlation else [],
         "front": [front_chart(row)] if measured else [],
+        "schedules": [schedules] if schedules else [],
     }
 
 

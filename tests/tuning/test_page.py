@@ -470,3 +470,24 @@ def test_what_people_wrote_is_text_and_never_markup(tmp_path):
     assert_nothing_is_fetched(page)
     assert not any("onload" in attributes for _, attributes in page.tags)
     assert page.words.count(HOSTILE) > 5
+
+
+def test_schedules_of_a_population_and_who_took_over_whom(tmp_path):
+    row = make_row(finished=4, stopped=0, diverged=0, rungs=())
+    chosen = row.chosen.number
+    schedules = {k: [(0.0, 0.25 * k)] for k in range(4)}
+    schedules[chosen] = [(0.0, 1.0), (0.4, 1.0), (0.6, 0.75)]
+    event = {"epoch": 4, "member": chosen, "accuracy": 0.25, "strength": 0.3, "from": 0, "accuracy_of_from": 0.5}
+    event |= {"strength_of_from": 1.0, "new_strength": 0.75}
+    row = dataclasses.replace(row, schedules=schedules, exploits=[event])
+    drawn = charts.schedules_chart(row)
+    assert drawn is not None
+    assert sorted(series_of(drawn.svg, "schedule-")) == [f"schedule-{k}" for k in range(4)]
+    (path,) = subpaths(drawn.svg, f"schedule-{chosen}")
+    assert_on_one_scale([0.0, 0.4, 0.6, 1.0], path[:, 0])
+    assert_on_one_scale([1.0, 1.0, 0.75, 0.75], path[:, 1])
+    assert label_of(drawn.svg).endswith(f"member {chosen}: 1.00 at 0%, 1.00 at 40%, 0.75 at 60%.")
+    page = Page(written(tmp_path, [row]))
+    (takeovers,) = [t for t in page.tables if t[0][:2] == ["after epoch", "member"]]
+    assert takeovers[1:] == [["4", str(chosen), "25.0%", "0.30", "0", "50.0%", "1.00", "0.75"]]
+    assert charts.schedules_chart(make_row()) is None
