@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_f1_score
 
 from raybal.analysis.probe import linear_probe
 from raybal.balancing.base import Predictor
@@ -71,6 +70,9 @@ def measure(task: TrainTask, test: list[tuple[str, int]]) -> dict[str, Any]:
         probe of the frozen encoder, fitted on the training items, or None}, "contribution": {m: mean share}}. `ece`
         is the expected calibration error over 15 bins of equal width.
     """
+    # As long an import as all others of a training process together, and most of them measure nothing.
+    from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_f1_score
+
     store, device = Store(task.store), task.settings.resolve_device()
     predictor, _ = load_predictor(store, f"{task.folder}/{MODEL}", device)
     items = Pool(task.pool).items([i for i, _ in test], [k for _, k in test])

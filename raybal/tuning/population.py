@@ -8,20 +8,15 @@ as a pace; coefficients and training settings stay those of a member's first sta
 Ray Tune decides who takes over whom. What its decisions rest on lies in the store after every interval, so that a
 driver that was lost is replaced by one that goes on from there as the first would have.
 
-    trials/<row>/member-<number>/0/        a member's training run; member.yaml when it has ended
-    trials/<row>/member-<number>/at-0006/  what others go on from: its checkpoint and its schedule so far
-    trials/<row>/population.yaml           the members after the last takeovers
-    trials/<row>/exploits.yaml             who took over whom, with values before and after
+    trials/<row>/population.yaml    the members after the last takeovers
+    trials/<row>/exploits.yaml      who took over whom, with values before and after
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import random
-import tempfile
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,160 +29,18 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raybal import hashing
 from raybal.data.pool import Labelled
-from raybal.errors import DivergedError
 from raybal.resources import trial_options
 from raybal.store import Store
-from raybal.table.cells import probe_on_validation
-from raybal.tasks import ready_to_train
-from raybal.training.checkpoint import Checkpoints
-from raybal.training.task import TrainTask
+from raybal.tuning.member import ENDED, MEMBER, ORIGIN, STATE, STRENGTH, members, run_member, state_folder, values_with
 from raybal.tuning.search import ACCURACY, EPOCH
-from raybal.tuning.spaces import Space, Values, drawn
 from raybal.tuning.summary import Found, RowFound
-from raybal.tuning.trial import Plan, gap_of
+from raybal.tuning.trial import Plan
 from raybal.tuning.trials import fence, run, run_config, set_defaults
 
-#: Keys of a member's configuration: its number, whose values it has, the strength that its pace goes to, and the
-#: folder of the state that it begins with, if any.
-MEMBER, ORIGIN, STRENGTH, STATE = "member", "origin", "strength", "state"
 #: How far PBT moves a strength, where it does not draw a new one.
 STEP = 0.25
-SCHEDULE, ENDED = "schedule.yaml", "member.yaml"
 
 log = logging.getLogger(__name__)
-
-#: (progress, strength), ascending: strengths lie on straight lines between them.
-Schedule = list[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Member:
-    """A member of a population.
-
-    Attributes:
-        values: of the searched keys, its pace not among them.
-        strength: that it begins with.
-    """
-
-    values: Values
-    strength: float
-
-
-def members(space: Space, first: Sequence[Values], count: int, seed: int) -> list[Member]:
-    """Returns the members that a population begins with: given values first, then drawn ones; strength 1 (the method as
-    it is) first, 0 (its baseline) second, then drawn ones."""
-    found = []
-    for k in range(count):
-        values = first[k] if k < len(first) else drawn(space, hashing.digest(seed, "member", k))
-        strength = float(1 - k) if k < 2 else random.Random(hashing.digest(seed, "strength", k)).random()
-        found.append(Member(dict(values), strength))
-    return found
-
-
-def extended(schedule: Schedule, strength: float, epoch: int, interval: int, epochs: int) -> Schedule:
-    """Returns a schedule that, from an epoch on, goes to another strength within an interval and stays there."""
-    if strength == schedule[-1][1]:
-        return schedule
-    now, then = epoch / epochs, min(1.0, (epoch + interval) / epochs)
-    kept = schedule if schedule[-1][0] >= now else [*schedule, (now, schedule[-1][1])]
-    return [*kept, (then, strength)] if then > now else kept
-
-
-def values_with(values: Values, schedule: Schedule) -> Values:
-    """Returns a member's values together with its schedule as a pace."""
-    pace: Values = {"balancing.pace.kind": "knots"}
-    for i, (at, strength) in enumerate(schedule):
-        pace |= {f"balancing.pace.knots[{i}]": at, f"balancing.pace.strengths[{i}]": strength}
-    return {**values, **pace}
-
-
-def run_member(
-    config: dict[str, Any], plan: Plan, parts: tuple[Labelled, Labelled], begin: Sequence[Member], interval: int
-) -> None:
-    """Ray Tune's function: trains a member from its last state, or that of the member that it takes over, to the end.
-    Every interval it reports its state, and Ray Tune may end it there to go on otherwise.
-
-    Args:
-        config: which member it is, and what its next interval is to be.
-        plan: of the row.
-        parts: training and validation items.
-        begin: all members as they began.
-        interval: epochs between takeovers.
-    """
-    member = begin[config[ORIGIN]]
-    run = plan.run_of(f"member-{config[MEMBER]:02d}", member.values)
-    store, epochs = Store(plan.config.store), plan.config.train.epochs
-    store.clear(run.folder)
-    schedule, done = _restored(store, run.folder, _state_of(config), member)
-    schedule = extended(schedule, config[STRENGTH], done, interval, epochs)
-    task = plan.task(run, values_with(member.values, schedule))
-    task = dataclasses.replace(task, settings=dataclasses.replace(task.settings, keep="last", patience=None))
-    task.write_items(*parts)
-    last = {ACCURACY: 0.0}
-
-    def on_epoch(record: dict[str, Any]) -> None:
-        epoch = record["epoch"]
-        last[ACCURACY] = record["validation"]["fused"]["accuracy"]
-        if epoch % interval == 0 and epoch < epochs:
-            _report_state(store, task, schedule, {EPOCH: epoch, **last})
-
-    with ready_to_train():
-        try:
-            result = task.run(on_epoch=on_epoch)
-            probes = probe_on_validation(task)
-            result |= {"probes": probes, "gap": gap_of(probes, plan.alone)}
-        except DivergedError as error:
-            # The worst accuracy there is, until it takes over another.
-            due = (len(task.history()) // interval + 1) * interval
-            if due < epochs:
-                _report_state(store, task, schedule, {EPOCH: due, ACCURACY: 0.0})
-            result = {"diverged": str(error), "history": task.history(), "epoch": 0}
-            last[ACCURACY] = 0.0
-    ended = {**result, "schedule": [list(knot) for knot in schedule], "values": member.values}
-    store.write_yaml(f"{run.folder}/{ENDED}", ended)
-    # Without an epoch: after the last one nobody takes over.
-    tune.report(dict(last))
-
-
-def state_folder(row: str, member: int, epoch: int) -> str:
-    """Returns the folder of what a member has reached after an epoch."""
-    return f"trials/{row}/member-{member:02d}/at-{epoch:04d}"
-
-
-def _report_state(store: Store, task: TrainTask, schedule: Schedule, metrics: dict[str, Any]) -> None:
-    """Keeps what a member, or one that takes it over, goes on from, and reports where it lies: Ray Tune skips takeovers
-    of members that report no checkpoint."""
-    done = Checkpoints(store, task.folder).epochs("epoch")
-    state = f"{task.folder.rpartition('/')[0]}/at-{metrics[EPOCH]:04d}"
-    store.clear(state)
-    for epoch in done[-1:]:
-        name = f"epoch-{epoch:04d}.safetensors"
-        store.write_bytes(f"{state}/{name}", store.read_bytes(f"{task.folder}/{name}"))
-    facts = {"schedule": [list(knot) for knot in schedule], "epoch": done[-1] if done else 0}
-    store.write_yaml(f"{state}/{SCHEDULE}", facts)
-    with tempfile.TemporaryDirectory() as folder:
-        Store(folder).write_yaml("state.yaml", {STATE: state})
-        tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
-
-
-def _state_of(config: dict[str, Any]) -> str | None:
-    """Returns the folder of the state that a member goes on from: Ray Tune's word before that of its configuration."""
-    checkpoint = tune.get_checkpoint()
-    if checkpoint is None:
-        return config[STATE]
-    with checkpoint.as_directory() as path:
-        return Store(path).read_yaml("state.yaml")[STATE]
-
-
-def _restored(store: Store, folder: str, state: str | None, member: Member) -> tuple[Schedule, int]:
-    """Puts the checkpoint of a state into a training run's folder; returns (schedule so far, epochs done)."""
-    if state is None:
-        return [(0.0, member.strength)], 0
-    for name in store.names(state):
-        if name.endswith(".safetensors"):
-            store.write_bytes(f"{folder}/{name}", store.read_bytes(f"{state}/{name}"))
-    facts = store.read_yaml(f"{state}/{SCHEDULE}")
-    return [(at, strength) for at, strength in facts["schedule"]], facts["epoch"]
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,8 @@ from raybal.settings import from_plain
 from raybal.start import at_work
 from raybal.store import Store
 from raybal.tuning.config import BEGUN, TuneConfig
-from raybal.tuning.population import (
-    STRENGTH,
-    Record,
-    Schedule,
-    _stepped,
-    extended,
-    members,
-    populate,
-    scheduler,
-    values_with,
-)
+from raybal.tuning.member import STRENGTH, Schedule, extended, members, values_with
+from raybal.tuning.population import Record, _stepped, populate, scheduler
 from raybal.tuning.search import ACCURACY, EPOCH
 from raybal.tuning.spaces import settings_from, space_of
 from raybal.tuning.summary import RowFound
