@@ -32,10 +32,25 @@ class Kind:
         """The file that says what was begun."""
         return f"{self.noun}.yaml"
 
-    def write(self, store: Store, defines: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        """Writes what defines the work, and all settings of this start."""
+    def write(
+        self,
+        store: Store,
+        defines: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        rows: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Writes what defines the work, and all settings of this start.
+
+        Args:
+            store: where it is begun.
+            defines: values by key.
+            settings: all of this start, plain.
+            rows: what defines each row of a comparison, which may have others at another start.
+        """
         content = {"format": self.format, "raybal": raybal.__version__, "defines": defines, "settings": settings}
         store.write_yaml(self.file, content)
+        for row, own in (rows or {}).items():
+            store.write_yaml(_row_file(row), own)
 
     def read(self, store: Store) -> dict[str, Any] | None:
         """Returns what `write` wrote last, or None if the store is empty.
@@ -64,6 +79,20 @@ class Kind:
             raise StoreError(f"{store.path(name)} is damaged: its settings are missing; choose another store")
         return begun
 
+    def check(
+        self, store: Store, defines: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        """Compares what work was begun with, if it was, and what it is to go on with; arguments as `write` has them.
+
+        Raises:
+            StoreError: a value differs; the message names its key.
+        """
+        if (begun := self.read(store)) is not None:
+            self.refuse_changes(store, begun["defines"], defines)
+        for row, own in (rows or {}).items():
+            if store.exists(name := _row_file(row)):
+                self.refuse_changes(store, store.read_yaml(name), own, f"balancing.{row}.")
+
     def refuse_changes(self, store: Store, before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> None:
         """Compares what work was begun with and what it is to go on with.
 
@@ -82,3 +111,7 @@ class Kind:
                     f"store {store.root} was begun with {prefix}{key} = {old}, and now it is {new}. What defines the "
                     f"{self.noun} cannot change in the middle: {self.hint}"
                 )
+
+
+def _row_file(row: str) -> str:
+    return f"rows/{row}.yaml"

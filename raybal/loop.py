@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 
 from raybal import hashing, memory
 from raybal.config import LoopConfig
-from raybal.data.pool import Labelled
 from raybal.errors import shorten
 from raybal.experiment import BEGUN, Experiment
 from raybal.labelling.journal import Answer, Journal, Labels
@@ -222,8 +221,8 @@ class Loop:
         tuning = self.config.tuning
         if tuning.every is None or current.number == 0 or current.number % tuning.every:
             return {}
-        parts = self._items(current)
-        if parts is None or not all(parts):
+        parts = self._training(current).read_labels() if self._has_items(current) else ()
+        if not parts or not all(parts):
             log.warning("no tuning in this round: there are no labelled items to validate by")
             return {"skipped": "no labelled items to validate by"}
         seconds = seconds_left(current, tuning.share)
@@ -244,7 +243,7 @@ class Loop:
     def _train(self, current: Round) -> dict[str, Any]:
         if self._training_needs_scorers_gpus():
             self._stop_scorers()
-        if self._items(current) is None:
+        if not self._has_items(current):
             log.warning("none of the items asked for could be labelled; the next round asks for others at random")
             return {"items": {"train": 0, "validation": 0}, "history": [], "epoch": None}
         result = train(self._training(current), self.config.resources)
@@ -264,16 +263,15 @@ class Loop:
             warm=current.model_before if self.config.train.round_start == "warm" else None,
         )
 
-    def _items(self, current: Round) -> tuple[Labelled, Labelled] | None:
-        """Returns (training items, validation items) of a round; None where nothing has a label. Written once: answers
-        that come later must not change what is under way."""
-        task = self._training(current)
+    def _has_items(self, current: Round) -> bool:
+        """Returns whether a round has items to train on. They are written once: answers that come later must not change
+        what is under way."""
         if not self.store.exists(f"{current.training}/items.parquet"):
             known = self.journal.read().known
             if not known:
-                return None
-            task.write_items(*self.experiment.training_items(current, known))
-        return task.read_labels()
+                return False
+            self._training(current).write_items(*self.experiment.training_items(current, known))
+        return True
 
     def _evaluate(self, current: Round) -> dict[str, Any]:
         parts = current.trained_on()

@@ -102,8 +102,7 @@ class Study:
         if experiment.test is None:
             raise ConfigError(f"pool: {config.pool} has no labelled test items, which a study is about")
         self._defines = {"pool": experiment.pool.info.content_hash, "label_budget": config.label_budget}
-        if (begun := BEGUN.read(store)) is not None:
-            BEGUN.refuse_changes(store, begun["defines"], self._defines)
+        BEGUN.check(store, self._defines)
 
     def run(self) -> StudySummary:
         """Runs the loops that have not ended, and compares all. Ray must be connected."""

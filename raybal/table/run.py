@@ -120,7 +120,7 @@ class Table:
                 f"learning_rates: {config.learning_rates} are compared on validation, and the pool has no validation "
                 "items (its labelled items are of one group); give one rate, or a pool with a validation split"
             )
-        self._check()
+        BEGUN.check(store, self._keys, self._rows)
 
     def _buildable(self) -> list[str]:
         """Returns the rows: those that were asked for, or all methods that can be built as they are.
@@ -147,24 +147,16 @@ class Table:
 
     def begin(self) -> None:
         """Writes what defines the table and its rows."""
-        BEGUN.write(self.store, self._keys, dataclasses.asdict(self.config))
-        for row in self.rows:
-            self.store.write_yaml(f"rows/{row}.yaml", defining(self.config.settings_of(row)))
+        BEGUN.write(self.store, self._keys, dataclasses.asdict(self.config), self._rows)
 
     @property
     def _keys(self) -> dict[str, Any]:
         keys = {k: v for k, v in defining(self.config).items() if k != "train.learning_rate"}
         return {"pool": self.material.pool.info.content_hash, **keys}
 
-    def _check(self) -> None:
-        begun = BEGUN.read(self.store)
-        if begun is not None:
-            BEGUN.refuse_changes(self.store, begun["defines"], self._keys)
-        for row in self.rows:
-            name = f"rows/{row}.yaml"
-            if self.store.exists(name):
-                now = defining(self.config.settings_of(row))
-                BEGUN.refuse_changes(self.store, self.store.read_yaml(name), now, f"balancing.{row}.")
+    @property
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        return {row: defining(self.config.settings_of(row)) for row in self.rows}
 
     # How it is filled.
 

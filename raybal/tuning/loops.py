@@ -246,8 +246,7 @@ class LoopSweep:
         pool = material.pool.info.content_hash
         rows = {f"balancing.{m}.{key}": v for m in config.methods for key, v in defining(config.settings_of(m)).items()}
         self._keys = {"pool": pool, **defining(self.config), "methods": config.methods, **rows}
-        if (begun := BEGUN.read(store)) is not None:
-            BEGUN.refuse_changes(store, begun["defines"], self._keys)
+        BEGUN.check(store, self._keys)
 
     def begin(self) -> None:
         """Writes what defines the sweep."""

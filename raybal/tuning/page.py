@@ -28,7 +28,7 @@ from raybal.tuning.charts import (
 )
 from raybal.tuning.config import TuneConfig
 from raybal.tuning.parallel import parallel_charts
-from raybal.tuning.summary import Found, LoopsSummary, RowFound, SweepSummary
+from raybal.tuning.summary import Found, LoopsSummary, RowFound, SweepSummary, published
 from raybal.tuning.values import shown, words
 
 NAME = "report.html"
@@ -143,8 +143,8 @@ def rungs_of(row: RowFound) -> list[Rung]:
     ]
 
 
-def published_pairs(final: Summary, names: list[str]) -> list[tuple[str, Comparison]]:
-    """Returns the test accuracy of each row's tuned settings beside that of its published ones, paired by seed.
+def published_pairs(final: Summary, names: list[str]) -> list[tuple[str, str, Comparison]]:
+    """Returns (row, row of its published settings, test accuracy of the one beside that of the other, paired by seed).
 
     Args:
         final: table of both.
@@ -155,12 +155,14 @@ def published_pairs(final: Summary, names: list[str]) -> list[tuple[str, Compari
         accuracies.setdefault(cell["method"], {})[cell["seed"]] = cell["accuracy"]
     found = {}
     for name in names:
-        tuned, published = accuracies.get(name, {}), accuracies.get(f"{name}-published", {})
-        seeds = sorted(tuned.keys() & published.keys())
+        tuned, before = accuracies.get(name, {}), accuracies.get(published(name), {})
+        seeds = sorted(tuned.keys() & before.keys())
         if seeds:
-            found[name] = compare([tuned[s] for s in seeds], [published[s] for s in seeds])
+            found[name] = compare([tuned[s] for s in seeds], [before[s] for s in seeds])
     adjusted = holm([one.p for one in found.values()])
-    return [(n, dataclasses.replace(c, adjusted=p)) for (n, c), p in zip(found.items(), adjusted, strict=True)]
+    return [
+        (n, published(n), dataclasses.replace(c, adjusted=p)) for (n, c), p in zip(found.items(), adjusted, strict=True)
+    ]
 
 
 def _shade(shade: int) -> str:

@@ -23,6 +23,13 @@ from raybal.tuning.values import words
 
 #: With fewer finished trials than this nothing is said about the importance of keys.
 FEWEST = 5
+#: What the trial of settings that no search suggested is called.
+PUBLISHED = "published"
+
+
+def published(row: str) -> str:
+    """Returns the name in a final table of a row's published settings."""
+    return f"{row}-{PUBLISHED}"
 
 
 @dataclass(frozen=True)

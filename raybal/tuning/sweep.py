@@ -34,7 +34,7 @@ from raybal.tuning.config import BEGUN, FOLDERS, TuneConfig
 from raybal.tuning.journal import JOURNAL, StoreJournal
 from raybal.tuning.population import populate
 from raybal.tuning.spaces import Dimension, Values
-from raybal.tuning.summary import RowFound, SweepSummary
+from raybal.tuning.summary import PUBLISHED, RowFound, SweepSummary, published
 from raybal.tuning.trial import Plan, TrialRun
 from raybal.tuning.trials import search
 from raybal.tuning.values import changed
@@ -44,8 +44,6 @@ ALONE = "alone.yaml"
 ALONE_METHOD = "ensemble"
 #: Its row: no user's row begins like this.
 ALONE_ROW = "_alone"
-#: What the trial of settings that no search suggested is called.
-PUBLISHED = "published"
 #: What is put after a row's name where its pace is constant.
 CONSTANT = "constant"
 
@@ -75,28 +73,22 @@ class Sweep:
             _ = self.material.test
         config.train.resolve_device()
         self.plans = {row: self._plan(row) for row in config.methods}
-        self._check()
+        BEGUN.check(store, self._keys, self._rows)
 
     # What it is.
 
     def begin(self) -> None:
         """Writes what defines the sweep and its rows."""
         self.store.sweep(FOLDERS)
-        BEGUN.write(self.store, self._keys, dataclasses.asdict(self.config))
-        for row in self.config.methods:
-            self.store.write_yaml(f"rows/{row}.yaml", defining(self.config.settings_of(row)))
+        BEGUN.write(self.store, self._keys, dataclasses.asdict(self.config), self._rows)
 
     @property
     def _keys(self) -> dict[str, Any]:
         return {"pool": self.material.pool.info.content_hash, **defining(self.config)}
 
-    def _check(self) -> None:
-        if (begun := BEGUN.read(self.store)) is not None:
-            BEGUN.refuse_changes(self.store, begun["defines"], self._keys)
-        for row in self.config.methods:
-            if self.store.exists(name := f"rows/{row}.yaml"):
-                now = defining(self.config.settings_of(row))
-                BEGUN.refuse_changes(self.store, self.store.read_yaml(name), now, f"balancing.{row}.")
+    @property
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        return {row: defining(self.config.settings_of(row)) for row in self.config.methods}
 
     def _plan(self, row: str) -> Plan:
         config, info, own = self.config, self.material.pool.info, self.config.settings_of(row)
@@ -200,7 +192,7 @@ class Sweep:
             plan, values = plans[row.name], row.chosen.values
             runs |= {plan.run_of(f"{row.chosen.number:04d}", values, seed): (plan, values) for seed in seeds}
         for name, plan in self.plans.items():
-            plan = dataclasses.replace(plan, row=f"{name}-{PUBLISHED}")
+            plan = dataclasses.replace(plan, row=published(name))
             methods[plan.row] = plan.own.method
             runs |= {plan.run_of(PUBLISHED, {}, seed): (plan, {}) for seed in seeds}
         log.info("final table: %d settings with %d fresh seeds", len(methods), len(seeds))

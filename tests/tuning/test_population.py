@@ -6,6 +6,7 @@ import random
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from raybal.balancing.base import METHODS, BalancingSettings
@@ -84,9 +85,19 @@ def test_pb2_suggests_strengths_from_what_members_have_reached(tmp_path):
             # The stronger the better.
             report = {EPOCH: epoch, ACCURACY: 0.1 * epoch / 2 + 0.05 * k}
             pb2._save_trial_state(SimpleNamespace(), epoch, report, trial)
+    reports = pb2._reports()
     found = [pb2._get_new_config(trials[0], trials[7])[0] for _ in range(3)]
     assert all(0 <= config[STRENGTH] <= 1 for config in found)
     assert {config["origin"] for config in found} == {7}
+    # A driver that comes after a lost one learns from the same reports.
+    record.write(6, {}, reports, [])
+    again = scheduler("pb2", 2, 0.25, record)
+    assert again._next_perturbation_sync == 8
+    np.random.seed(0)
+    one = again._get_new_config(trials[0], trials[7])[0]
+    pb2.data, pb2.current, pb2.last_exploration_time = pd.DataFrame(reports), None, 0
+    np.random.seed(0)
+    assert pb2._get_new_config(trials[0], trials[7])[0] == one
 
 
 @pytest.mark.parametrize(
@@ -102,24 +113,24 @@ def test_a_population_that_cannot_be_is_refused(arguments, message):
         parse(TuneConfig, arguments)
 
 
-def populated(pool, folder, kind: str) -> RowFound:
-    """Returns what a population of four members with two takeovers comes to."""
+def populated(pool, folder) -> RowFound:
+    """Returns what a population of two members with two takeovers comes to."""
     text = (
-        f"--methods mlb --search learning_rate --population.members 4 --population.interval 2 --train.epochs 6 "
-        f"--population.scheduler {kind} --seeds 0 --items 60 --train.batch-size 16 --train.device cpu "
+        f"--methods mlb --search learning_rate --population.members 2 --population.interval 2 --train.epochs 6 "
+        f"--population.share 0.5 --seeds 0 --items 60 --train.batch-size 16 --train.device cpu "
         f"--model.encoder.dim 8 --model.encoder.width 4 --pool {pool} --store {folder}"
     )
     with at_work(BEGUN, parse(TuneConfig, text.split()), Sweep) as sweep:
+        sweep.begin()
         return populate(sweep.plans["mlb"], sweep.parts, sweep.store)
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("kind", ["pbt", "pb2"])
-def test_takeovers_take_effect_also_those_of_a_driver_that_was_lost(cluster, feature_pool, tmp_path, monkeypatch, kind):
-    row = populated(feature_pool, tmp_path / "undisturbed", kind)
+def test_takeovers_take_effect_also_those_of_a_driver_that_was_lost(cluster, feature_pool, tmp_path, monkeypatch):
+    row = populated(feature_pool, tmp_path / "undisturbed")
     store = Store(str(tmp_path / "undisturbed"))
     assert [e["epoch"] for e in row.exploits] == [2, 4]
-    ended = [store.read_yaml(f"trials/mlb/member-{k:02d}/0/member.yaml") for k in range(4)]
+    ended = [store.read_yaml(f"trials/mlb/member-{k:02d}/0/member.yaml") for k in range(2)]
     for number, member in enumerate(ended):
         assert [r["epoch"] for r in member["history"]] == [1, 2, 3, 4, 5, 6]
         pace = pace_of(row.schedules[number])
@@ -142,10 +153,10 @@ def test_takeovers_take_effect_also_those_of_a_driver_that_was_lost(cluster, fea
     with monkeypatch.context() as patch:
         patch.setattr(Record, "write", write_and_die)
         with pytest.raises(StoreError, match="this driver is lost"):
-            populated(feature_pool, tmp_path / "lost", kind)
-    again = populated(feature_pool, tmp_path / "lost", kind)
+            populated(feature_pool, tmp_path / "lost")
+    again = populated(feature_pool, tmp_path / "lost")
     assert again.exploits == row.exploits
     assert again.schedules == row.schedules
     assert [t.accuracies for t in again.trials] == [t.accuracies for t in row.trials]
     # All of it is done.
-    assert populated(feature_pool, tmp_path / "lost", kind) == again
+    assert populated(feature_pool, tmp_path / "lost") == again
