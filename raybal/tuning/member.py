@@ -7,6 +7,7 @@ trials/<row>/member-<number>/at-0006/  what others go on from: its checkpoint an
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
 import tempfile
 from collections.abc import Sequence
@@ -31,6 +32,10 @@ from raybal.tuning.trial import Plan, gap_of
 #: folder of the state that it begins with, if any.
 MEMBER, ORIGIN, STRENGTH, STATE = "member", "origin", "strength", "state"
 SCHEDULE, ENDED = "schedule.yaml", "member.yaml"
+
+# They say at every takeover where Ray Tune's own files lie, before a member's function is called.
+for _name in ("ray.tune.trainable.trainable", "ray.train._internal.storage"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 #: (progress, strength), ascending: strengths lie on straight lines between them.
 Schedule = list[tuple[float, float]]
