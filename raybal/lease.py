@@ -13,12 +13,14 @@ machines are never compared.
 from __future__ import annotations
 
 import fcntl
+import functools
 import logging
 import os
 import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from types import TracebackType
 from typing import IO, Any
 
@@ -94,8 +96,12 @@ class Lease:
 
     def check(self) -> None:
         """Raises a StoreError if the lease has passed to another driver."""
-        if not is_current(self.store, self.token):
-            raise StoreError(f"store {self.store.root}: another driver has taken over; this one stops")
+        self.checker()
+
+    @property
+    def checker(self) -> Callable[[], None]:
+        """What `check` does, as a function that can be sent to other processes."""
+        return functools.partial(_check, self.store, self.token)
 
     def _is_over(self, held: dict[str, Any]) -> bool:
         # With the lock in hand, a driver of this machine that did not give its lease back is dead.
@@ -187,3 +193,8 @@ def _in_use(store: Store, held: dict[str, Any]) -> StoreError:
         f"{store.root} is in use by another driver (host {owner.get('host')}, process {owner.get('pid')}); wait until "
         "it ends, stop it, or choose another place"
     )
+
+
+def _check(store: Store, token: str) -> None:
+    if not is_current(store, token):
+        raise StoreError(f"store {store.root}: another driver has taken over; this one stops")

@@ -238,7 +238,9 @@ class Loop:
         # Ray Tune and Optuna take seconds to import, and most loops do not tune.
         from raybal.tuning.inside import retune
 
-        return retune(plan, parts, settings_in_force(current), tuned[-1] if tuned else None, seconds)
+        return retune(
+            plan, parts, settings_in_force(current), tuned[-1] if tuned else None, seconds, self.lease.checker
+        )
 
     def _train(self, current: Round) -> dict[str, Any]:
         if self._training_needs_scorers_gpus():

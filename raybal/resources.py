@@ -131,9 +131,10 @@ def scaling(train: TrainSettings, settings: ResourceSettings) -> ScalingConfig:
 def trial_options(train: TrainSettings, settings: ResourceSettings) -> tuple[dict[str, float], int]:
     """Returns (what Ray Tune reserves for a trial, how many trials run at a time at most).
 
-    A trial that trains by itself has its CPUs or its GPU from Ray Tune. One with data-parallel workers reserves next to
-    nothing: its workers have a reservation of their own, which Ray Tune does not know of, so that only the number of
-    trials keeps them from waiting for one another.
+    A trial that trains by itself has its CPUs or its GPU from Ray Tune. One with data-parallel workers reserves no more
+    than a byte of memory, because it has to reserve something and the workers may need all CPUs: they have a
+    reservation of their own, which Ray Tune does not know of, so that only the number of trials keeps them from waiting
+    for one another.
 
     Raises:
         ConfigError: not even one trial fits this machine, or the cluster at its largest.
@@ -142,7 +143,7 @@ def trial_options(train: TrainSettings, settings: ResourceSettings) -> tuple[dic
     _check_room(bundle, workers, "train.num_workers" if train.num_workers else "resources")
     room = max(_room(bundle, _present()), _room(bundle, _grown() or []))
     at_once = max(1, int(min(room, MOST_TRIALS * workers) // workers))
-    return (bundle if not train.num_workers else {"CPU": 0.01}), at_once
+    return (bundle if not train.num_workers else {"memory": 1.0}), at_once
 
 
 def _bundle(train: TrainSettings, settings: ResourceSettings) -> dict[str, float]:

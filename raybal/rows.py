@@ -73,6 +73,15 @@ class Rows:
             if rows.count(name) > 1:
                 raise ConfigError(f"{self.names}: {name!r} is there twice")
 
+    def settings_of(self, row: str, given: Mapping[str, Any]) -> Any:
+        """Returns the settings of a row.
+
+        Args:
+            row: its name.
+            given: settings by row; others are as by default.
+        """
+        return given.get(row) or self.registry.get(row).Settings(**{self.choice: row})
+
     def check_typed(self, given: Mapping[str, Any], rows: Sequence[str]) -> None:
         """Checks plain values that a command line gave.
 

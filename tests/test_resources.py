@@ -124,17 +124,17 @@ def test_trials_share_a_cluster_without_waiting_for_one_another(size, monkeypatc
     assert trial_options(TrainSettings(), ResourceSettings()) == ({"CPU": 1.0}, 4)
     assert trial_options(TrainSettings(), ResourceSettings(cpus_per_worker=0.5)) == ({"CPU": 0.5}, 8)
     # Ray Tune does not see what workers reserve, so that only the number of trials keeps them apart.
-    assert trial_options(TrainSettings(num_workers=2), ResourceSettings()) == ({"CPU": 0.01}, 2)
-    assert trial_options(TrainSettings(num_workers=3), ResourceSettings()) == ({"CPU": 0.01}, 1)
+    assert trial_options(TrainSettings(num_workers=2), ResourceSettings()) == ({"memory": 1.0}, 2)
+    assert trial_options(TrainSettings(num_workers=3), ResourceSettings()) == ({"memory": 1.0}, 1)
     size({"CPU": 3.0}, {"CPU": 3.0})
-    assert trial_options(TrainSettings(num_workers=2), ResourceSettings(cpus_per_worker=2.0)) == ({"CPU": 0.01}, 1)
+    assert trial_options(TrainSettings(num_workers=2), ResourceSettings(cpus_per_worker=2.0)) == ({"memory": 1.0}, 1)
     size(CPU=16.0, GPU=2.0)
     assert trial_options(TrainSettings(), ResourceSettings(gpus_per_worker=0.25)) == ({"CPU": 1.0, "GPU": 0.25}, 8)
     with pytest.raises(ConfigError, match=r"resources: 1 workers of 17 CPU and 1 GPU"):
         trial_options(TrainSettings(), ResourceSettings(cpus_per_worker=17))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     size(CPU=2.0, grown=[({"CPU": 2.0}, 1), ({"CPU": 8.0}, 4)])
-    assert trial_options(TrainSettings(num_workers=4), ResourceSettings()) == ({"CPU": 0.01}, 8)
+    assert trial_options(TrainSettings(num_workers=4), ResourceSettings()) == ({"memory": 1.0}, 8)
     size(CPU=2.0, grown=[({"CPU": 8.0}, -1)])
     assert trial_options(TrainSettings(), ResourceSettings())[1] == 1000
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -38,13 +38,13 @@ class BalancingSettings(Settings):
         return METHODS.settings(content, "method", cls)
 
     @classmethod
-    def search_space(cls, epochs: int, given: Collection[str]) -> dict[str, dict[str, Any]]:
+    def search_space(cls, epochs: int, given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """Returns what a tuner may search, by key: the ranges that fields declare. A method whose fields trade off
         declares other keys in their place, which `from_search` makes fields of.
 
         Args:
             epochs: of a training run.
-            given: keys of which the user has said a range.
+            given: the user's own ranges by key, plain, which stand in place of those returned.
         """
         return {f.name: f.metadata["search"] for f in dataclasses.fields(cls) if f.metadata.get("search")}
 

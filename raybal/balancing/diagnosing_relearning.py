@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,7 +80,7 @@ class DiagnosingRelearningSettings(PacedSettings):
     )
 
     @classmethod
-    def search_space(cls, epochs: int, given: Collection[str]) -> dict[str, dict[str, Any]]:
+    def search_space(cls, epochs: int, given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """Intervals are those of the published 90 epochs, as shares of the run."""
         space = super().search_space(epochs, given)
         intervals = sorted({max(1, round(n * epochs / 90)) for n in space["interval"]["values"]})

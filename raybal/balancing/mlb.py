@@ -6,7 +6,7 @@ BMVC 2024 (arXiv 2405.07930).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,23 +49,24 @@ class MLBSettings(ScoredSettings):
     )
 
     @classmethod
-    def search_space(cls, epochs: int, given: Collection[str]) -> dict[str, dict[str, Any]]:
+    def search_space(cls, epochs: int, given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """In place of alpha, the slope alpha (beta_max - 1) with which a modality that falls behind is accelerated: the
         two trade off. At beta_max 1 nothing is accelerated, and alpha is searched itself."""
         space = super().search_space(epochs, given)
-        if "alpha" in given:
+        ceiling = given.get("beta_max", space["beta_max"])
+        slope = {"kind": "loguniform", "low": 0.25, "high": 32.0}
+        if "alpha" in given or (ceiling["kind"] != "choice" and ceiling["low"] <= 1):
             return space
-        ceilings = space["beta_max"]["values"]
-        return {
-            "beta_max": space["beta_max"],
-            "slope": {
-                "kind": "loguniform",
-                "low": 0.25,
-                "high": 32.0,
-                "when": {"balancing.beta_max": [c for c in ceilings if c > 1]},
-            },
-            "alpha": {**space["alpha"], "when": {"balancing.beta_max": [c for c in ceilings if c <= 1]}},
-        }
+        if ceiling["kind"] != "choice":
+            return {"beta_max": space["beta_max"], "slope": slope}
+        found: dict[str, dict[str, Any]] = {"beta_max": space["beta_max"]}
+        for key, own, values in (
+            ("slope", slope, [c for c in ceiling["values"] if c > 1]),
+            ("alpha", space["alpha"], [c for c in ceiling["values"] if c <= 1]),
+        ):
+            if values:
+                found[key] = {**own, "when": {"balancing.beta_max": values}}
+        return found
 
     @classmethod
     def from_search(cls, values: Mapping[str, Any]) -> dict[str, Any]:

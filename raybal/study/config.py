@@ -86,14 +86,14 @@ class StudyConfig(Settings):
 
     def loop(self, strategy: str, method: str, seed: int, store: str) -> LoopConfig:
         """Returns the settings of one loop."""
-        query = self.query.get(strategy) or STRATEGIES.get(strategy).Settings(strategy=strategy)
+        query = STRATEGY_ROWS.settings_of(strategy, self.query)
         return LoopConfig(
             pool=self.pool,
             store=store,
             seed=seed,
             label_budget=self.label_budget,
             model=self.model,
-            balancing=self.balancing.get(method) or METHODS.get(method).Settings(method=method),
+            balancing=METHOD_ROWS.settings_of(method, self.balancing),
             train=self.train,
             query=dataclasses.replace(query, size=self.size, initial_size=self.initial_size, explain=False),
             resources=self.resources,

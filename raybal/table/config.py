@@ -118,6 +118,4 @@ class TableConfig(Settings):
 
     def settings_of(self, row: str) -> BalancingSettings:
         """Returns the balancing settings of a row."""
-        if row in self.balancing:
-            return self.balancing[row]
-        return METHODS.get(row).Settings(method=row)
+        return ROWS.settings_of(row, self.balancing)

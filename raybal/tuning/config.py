@@ -19,6 +19,9 @@ from raybal.training.settings import TrainSettings
 from raybal.tuning.spaces import GROUPS, Dimension
 
 BEGUN = Kind("sweep", format=1, hint="give the old value, or choose another store, or another name for a row")
+#: What rows are called that a sweep adds itself: after the names of others.
+PUBLISHED, CONSTANT = "published", "constant"
+GENERATED = (f"-{PUBLISHED}", f"-{CONSTANT}")
 #: Where files of a sweep are written.
 FOLDERS = ("trials", "rows", "tuned")
 ROWS = Rows("sweep", "methods", "balancing", "method", METHODS)
@@ -53,8 +56,9 @@ class RetuneSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_groups(self.search)
-        if "fusion" in self.search:
-            raise ConfigError("search: a loop keeps its model; leave fusion out")
+        check_space(self.space)
+        if "fusion" in self.search or any(key.startswith("model.") for key in self.space):
+            raise ConfigError("search, space: a loop keeps its model; leave fusion and model out")
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,8 @@ class TuneConfig(Settings):
     seeds: int = setting(5, ge=0, defines=False, help="fresh seeds of the final table; 0: no table")
     search: list[str] = setting(
         factory=lambda: ["method", "pace", "learning_rate", "weight_decay"],
-        help=f"what is searched, of {', '.join(GROUPS)}; paces: a pace for each modality, where a method can have them",
+        help=f"what is searched, of {', '.join(GROUPS)}; paces: a pace for each modality, where a method can have "
+        "them. Where loops are trials, methods are chosen as they are",
     )
     space: dict[str, Any] = setting(
         factory=dict,
@@ -179,16 +184,27 @@ class TuneConfig(Settings):
         ROWS.check(self.methods)
         _ = self.dimensions
         check_groups(self.search)
+        check_space(self.space, ("train.epochs", "train.round_start") if self.loop.label_budget else ())
+        for row in self.methods:
+            if row.endswith(GENERATED):
+                raise ConfigError(
+                    f"methods: {row!r} is not accepted; names that end like this are of rows that a sweep adds itself"
+                )
         if (self.stopping.grace or 0) > self.train.epochs:
             raise ConfigError(
                 f"stopping.grace: {self.stopping.grace} is not accepted; a run has {self.train.epochs} epochs "
                 "(train.epochs)"
             )
+        if self.population.members and (self.population.interval or 1) >= self.train.epochs:
+            raise ConfigError(
+                f"population.interval: {self.population.interval or 1} is not accepted; nobody would take over in a "
+                f"run of {self.train.epochs} epochs (train.epochs)"
+            )
         if self.population.members and self.train.num_workers:
             raise ConfigError("train.num_workers: members of a population train in one process each; leave it at 0")
         if self.loop.label_budget:
             self._check_loops()
-        if self.train.round_start != "fresh":
+        if self.train.round_start != "fresh" and not self.loop.label_budget:
             raise ConfigError("train.round_start: a sweep has no rounds; leave it at fresh")
 
     def _check_loops(self) -> None:
@@ -215,7 +231,18 @@ class TuneConfig(Settings):
 
     def settings_of(self, row: str) -> BalancingSettings:
         """Returns the balancing settings of a row."""
-        return self.balancing.get(row) or METHODS.get(row).Settings(method=row)
+        return ROWS.settings_of(row, self.balancing)
+
+
+def check_space(space: Mapping[str, Any], but: Sequence[str] = ()) -> None:
+    """Checks that ranges leave alone what is the same for all trials.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    for key in ("train.epochs", "train.num_workers", "train.device", "train.round_start"):
+        if key in space and key not in but:
+            raise ConfigError(f"space.{key}: all trials have the same; give --{key.replace('_', '-')}")
 
 
 def check_groups(search: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Tuning inside a loop: on the labels that a round has, with a share of the loop's time.
 
 rounds/003/tune/optuna.log                        its trials
-rounds/003/tune/trials/<method>/<trial>/0/        their training runs
+rounds/003/tune/trials/<method>/<trial>/0/        their training runs, as long as it is under way
 rounds/003/tune.yaml                              what changed, and what it cost
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -21,7 +21,7 @@ from raybal.rounds import Round, TunedSettings
 from raybal.store import Store
 from raybal.tuning.config import TuneConfig
 from raybal.tuning.journal import JOURNAL, StoreJournal
-from raybal.tuning.spaces import Values, values_in
+from raybal.tuning.spaces import Values, merged
 from raybal.tuning.summary import Found, RowFound
 from raybal.tuning.trial import Plan
 from raybal.tuning.trials import ended, search
@@ -65,7 +65,12 @@ def plan_of(config: LoopConfig, pool: Pool, classes: Sequence[str], store: Store
 
 
 def retune(
-    plan: Plan, parts: tuple[Labelled, Labelled], before: TunedSettings, earlier: Round | None, seconds: float
+    plan: Plan,
+    parts: tuple[Labelled, Labelled],
+    before: TunedSettings,
+    earlier: Round | None,
+    seconds: float,
+    check: Callable[[], None],
 ) -> dict[str, Any]:
     """Searches better settings than those in force, which are the first trial; returns facts for the round's marker.
 
@@ -75,6 +80,7 @@ def retune(
         before: what an earlier tuning has set of the settings in force, plain, by section.
         earlier: the round of the last tuning, whose best trials are tried again; None where there was none.
         seconds: that it may take; a little more if the last trials are longer than those before.
+        check: raises a StoreError where another driver has taken over.
 
     Returns:
         {"trials", "epochs", "before": {"values", "accuracy"}, "after": the same, "settings": those that hold from now
@@ -82,10 +88,13 @@ def retune(
     """
     store = Store(plan.config.store)
     # Where they lie outside of the space they are tried all the same.
-    first = [values_in(plan.space, plan.base, type(plan.own)) or {}]
+    first = [plan.values_of({}) or {}]
     first += [values for values in _best_of(earlier, plan) if values not in first]
-    journal = StoreJournal(store, JOURNAL)
+    journal = StoreJournal(store, JOURNAL, check)
     found = search(plan, parts, store, journal, plan.config.trials, first=first, seconds=seconds)
+    # What only a tuning that goes on would need.
+    for folder in ("ray", "trials"):
+        store.clear(folder)
     old = next((t for t in found.trials if t.number == 0), None)
     best = next(iter(found.best(1)), old)
     facts = {"trials": len(found.trials), "epochs": found.epochs, "settings": before}
@@ -93,7 +102,7 @@ def retune(
         return facts
     facts |= {"before": _facts(old), "after": _facts(best)}
     if best.number != old.number:
-        facts["settings"] = plan.chosen(best.values)
+        facts["settings"] = merged(before, plan.chosen(best.values))
         log.info(
             "tuning: validation %.1f%% with the settings before, %.1f%% with those of trial %d: %s",
             100 * old.accuracy, 100 * best.accuracy, best.number, changes(old.values, best.values),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
@@ -23,11 +23,13 @@ class StoreJournal(BaseJournalBackend):
     Args:
         store: of the sweep.
         name: of the file in it.
+        check: raises a StoreError where another driver has taken over.
     """
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: Store, name: str, check: Callable[[], None] = lambda: None) -> None:
         self.store = store
         self.name = name
+        self.check = check
         content = store.read_bytes(name).decode() if store.exists(name) else ""
         self._lines = content.splitlines()
 
@@ -38,5 +40,10 @@ class StoreJournal(BaseJournalBackend):
         self._lines += [json.dumps(log, separators=(",", ":")) for log in logs]
 
     def flush(self) -> None:
-        """Writes what was appended."""
+        """Writes what was appended.
+
+        Raises:
+            StoreError: it cannot be written, or another driver has taken over.
+        """
+        self.check()
         self.store.write_bytes(self.name, "".join(f"{line}\n" for line in self._lines).encode())

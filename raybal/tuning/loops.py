@@ -28,7 +28,7 @@ from raybal import hashing
 from raybal.balancing.base import BalancingSettings
 from raybal.config import LoopConfig, defining
 from raybal.data.pool import Labelled
-from raybal.errors import ConfigError
+from raybal.errors import ConfigError, DivergedError
 from raybal.experiment import Experiment
 from raybal.lease import Lease
 from raybal.material import Material
@@ -44,11 +44,22 @@ from raybal.tasks import as_they_end, ready_to_train
 from raybal.training.settings import TrainSettings
 from raybal.tuning.config import BEGUN, FOLDERS, TuneConfig
 from raybal.tuning.journal import JOURNAL, StoreJournal
-from raybal.tuning.search import ACCURACY, EPOCH, GAP, INSIDE, NUMBER, RESULT, VALUES
-from raybal.tuning.spaces import SHARED, Dimension, Space, Values, draw, flat, merged, samples, settings_from
+from raybal.tuning.search import ACCURACY, EPOCH, GAP, NUMBER, RESULT, VALUES
+from raybal.tuning.spaces import (
+    SHARED,
+    Dimension,
+    Space,
+    Values,
+    draw,
+    flat,
+    merged,
+    samples,
+    settings_from,
+    with_given,
+)
 from raybal.tuning.summary import LoopsSummary, RowFound
 from raybal.tuning.trials import search
-from raybal.tuning.values import changed
+from raybal.tuning.values import changed, shared
 
 ROW = "loops"
 STRATEGY, SIZE, METHOD = "query.strategy", "query.size", "balancing.method"
@@ -89,17 +100,20 @@ class LoopPlan:
 
     Attributes:
         config: of the sweep, its pool and store as full addresses.
-        token: of the driver's lease.
         validation: items that loops are judged by.
         row: name of the study.
         method: how the report calls what is searched.
     """
 
     config: TuneConfig
-    token: str | None
     validation: Labelled
     row: str = ROW
     method: str = ROW
+
+    @property
+    def grace(self) -> int:
+        """Loops are not stopped."""
+        return self.config.train.epochs
 
     @property
     def space(self) -> Space:
@@ -113,14 +127,13 @@ class LoopPlan:
         space = {key: Dimension("choice", values=list(values)) for key, values in choices.items()}
         for group in self.config.search:
             space |= SHARED.get(group, {})
-        for key, dimension in self.config.dimensions.items():
+        for key in self.config.dimensions:
             if key.partition(".")[0] not in SECTIONS:
                 raise ConfigError(
                     f"space.{key}: where loops are trials, ranges are of {', '.join(SECTIONS)}; methods are chosen "
                     "from `methods`, which may have rows of your own with other settings"
                 )
-            space[key] = dimension
-        return space
+        return with_given(space, self.config.dimensions)
 
     def first_values(self) -> list[Values]:
         """Returns the first of every choice with the training settings as they are: what others are compared with."""
@@ -134,21 +147,16 @@ class LoopPlan:
 
         return [draw(self.space, first)]
 
-    def settings(self, values: Values) -> dict[str, Any]:
-        """Returns a trial's values as plain settings of a loop, without those that are as by default."""
-        own = changed(self.config.settings_of(values[METHOD]))
-        others = {key: value for key, value in values.items() if key != METHOD}
-        return {**settings_from(others, BalancingSettings), "balancing": own}
-
     def loop(self, values: Values, trial: str, seed: int) -> LoopConfig:
         """Returns the settings of one loop.
 
         Raises:
             ConfigError: a value is not accepted.
         """
-        found, config = self.settings(values), self.config
+        config = self.config
         base = {"query": {}, "train": dataclasses.asdict(config.train), "model": dataclasses.asdict(config.model)}
-        content = merged(base, found)
+        others = {key: value for key, value in values.items() if key != METHOD}
+        content = merged(base, settings_from(others, BalancingSettings))
         query = from_plain(QuerySettings, content["query"], "query")
         return LoopConfig(
             pool=config.pool,
@@ -167,9 +175,26 @@ class LoopPlan:
         has labels, whatever it asks for at a time."""
         return area(curve, of, since=max(self.config.loop.sizes))
 
+    def settings(self, values: Values) -> dict[str, Any]:
+        """Returns a trial's values as plain settings of jobs/al_loop.py, with what else defines the loops of the sweep
+        and is not as by default."""
+        loop = self.loop(values, "", 0)
+        query = settings_from({k: v for k, v in values.items() if k.startswith("query.")}, BalancingSettings)
+        budget = {"label_budget": loop.label_budget}
+        return {**budget, **query, "balancing": changed(loop.balancing), **shared(loop.model, loop.train)}
+
     def run(self, values: Values, trial: str, seed: int, *, tested: bool) -> Curve:
-        """Runs what is left of one loop in this process; only where it is tested it looks at test items."""
-        return run_loop(self.loop(values, trial, seed), tested=tested, begin=self.begin)
+        """Runs what is left of one loop in this process; only where it is tested it looks at test items. The curve of
+        one that diverges is a record of no accuracy, which says why."""
+        loop = self.loop(values, trial, seed)
+        try:
+            return run_loop(loop, tested=tested, begin=self.begin)
+        except DivergedError as error:
+            # Another start would end the same way.
+            why = str(getattr(error, "cause", None) or error)
+            curve = [{"labels": loop.label_budget, "validation": 0.0, "accuracy": 0.0, "diverged": why}]
+            Store(loop.store).write_yaml(CURVE, curve)
+            return curve
 
     def begin(self, config: LoopConfig, store: Store) -> Experiment:
         """Returns the experiment of a loop."""
@@ -205,11 +230,14 @@ def run_trial(config: dict[str, Any], plan: LoopPlan, parts: None) -> None:
     """Ray Tune's function: runs a loop as a trial's values say, and reports its rounds and its area on validation."""
     with ready_to_train(logging.ERROR):
         curve = plan.run(config[VALUES], f"{config[NUMBER]:04d}", 0, tested=False)
+    if "diverged" in curve[0]:
+        tune.report({ACCURACY: 0.0, GAP: math.nan, RESULT: json.dumps({"diverged": curve[0]["diverged"]})})
+        return
     for r in curve:
-        tune.report({EPOCH: r["labels"], ACCURACY: r["validation"], GAP: math.nan, INSIDE: 0, RESULT: None})
+        tune.report({EPOCH: r["labels"], ACCURACY: r["validation"], GAP: math.nan, RESULT: None})
     found = plan.area(curve, "validation")
     facts = {"epoch": curve[-1]["labels"], "area": found, "gap": None}
-    tune.report({ACCURACY: found, GAP: math.nan, INSIDE: 0, RESULT: json.dumps(facts)})
+    tune.report({ACCURACY: found, GAP: math.nan, RESULT: json.dumps(facts)})
 
 
 @ray.remote
@@ -236,7 +264,7 @@ class LoopSweep:
         self.store = store
         self.lease = lease
         material = Material(config)
-        self.plan = LoopPlan(self.config, lease.token, material.validation)
+        self.plan = LoopPlan(self.config, material.validation)
         # What settings can get wrong shows before anything is run.
         for values in samples(self.plan.space):
             loop = self.plan.loop(values, "none", 0)
@@ -255,7 +283,7 @@ class LoopSweep:
 
     def run(self) -> LoopsSummary:
         """Runs what is missing and returns what came out. Ray must be connected."""
-        config, journal = self.config, StoreJournal(self.store, JOURNAL)
+        config, journal = self.config, StoreJournal(self.store, JOURNAL, self.lease.checker)
         # What Ray Tune writes there is of no use to another start.
         self.store.clear("ray")
         row = search(self.plan, None, self.store, journal, config.trials, stopping=False, trainable=run_trial)
@@ -286,6 +314,9 @@ class LoopSweep:
         """Runs loops that have not ended; returns the curves of all."""
         names = {run.folder: f"{run.folder}/{CURVE}" for run in runs}
         left = {run.folder: run for run in runs if not self.store.exists(names[run.folder])}
+        for folder in names.keys() - left.keys():
+            # A driver that died between a loop's last two steps.
+            self.store.clear(f"{folder}/rounds")
         remote = run_alone.options(**task_options(self.config.resources, self.config.train.device))
         done = len(names) - len(left)
         for run, _ in as_they_end({remote.remote(self.plan, run, tested): run for run in left.values()}):

@@ -99,31 +99,36 @@ def run_member(
     run = plan.run_of(f"member-{config[MEMBER]:02d}", member.values)
     store, epochs = Store(plan.config.store), plan.config.train.epochs
     store.clear(run.folder)
-    schedule, done = _restored(store, run.folder, _state_of(config), member)
-    schedule = extended(schedule, config[STRENGTH], done, interval, epochs)
+    state = _restored(store, run.folder, _state_of(config), member)
+    schedule = extended(state.schedule, config[STRENGTH], state.epoch, interval, epochs)
     task = plan.task(run, values_with(member.values, schedule))
     task = dataclasses.replace(task, settings=dataclasses.replace(task.settings, keep="last", patience=None))
     task.write_items(*parts)
     last = {ACCURACY: 0.0}
 
+    def diverged(why: str, due: int) -> dict[str, Any]:
+        """Has the worst accuracy there is until another is taken over, or to the end."""
+        for epoch in range(due, epochs, interval):
+            _report_state(store, task, State(schedule, state.epoch, why), {EPOCH: epoch, ACCURACY: 0.0})
+        last[ACCURACY] = 0.0
+        return {"diverged": why, "history": task.history(), "epoch": 0}
+
     def on_epoch(record: dict[str, Any]) -> None:
         epoch = record["epoch"]
         last[ACCURACY] = record["validation"]["fused"]["accuracy"]
         if epoch % interval == 0 and epoch < epochs:
-            _report_state(store, task, schedule, {EPOCH: epoch, **last})
+            _report_state(store, task, State(schedule, epoch), {EPOCH: epoch, **last})
 
     with ready_to_train():
-        try:
-            result = task.run(on_epoch=on_epoch)
-            probes = probe_on_validation(task)
-            result |= {"probes": probes, "gap": gap_of(probes, plan.alone)}
-        except DivergedError as error:
-            # The worst accuracy there is, until it takes over another.
-            due = (len(task.history()) // interval + 1) * interval
-            if due < epochs:
-                _report_state(store, task, schedule, {EPOCH: due, ACCURACY: 0.0})
-            result = {"diverged": str(error), "history": task.history(), "epoch": 0}
-            last[ACCURACY] = 0.0
+        if state.diverged is not None:
+            result = diverged(state.diverged, state.reported + interval)
+        else:
+            try:
+                result = task.run(on_epoch=on_epoch)
+                probes = probe_on_validation(task) if plan.alone else {}
+                result |= {"probes": probes, "gap": gap_of(probes, plan.alone)}
+            except DivergedError as error:
+                result = diverged(str(error), (len(task.history()) // interval + 1) * interval)
     ended = {**result, "schedule": [list(knot) for knot in schedule], "values": member.values}
     store.write_yaml(f"{run.folder}/{ENDED}", ended)
     # Without an epoch: after the last one nobody takes over.
@@ -135,19 +140,36 @@ def state_folder(row: str, member: int, epoch: int) -> str:
     return f"trials/{row}/member-{member:02d}/at-{epoch:04d}"
 
 
-def _report_state(store: Store, task: TrainTask, schedule: Schedule, metrics: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class State:
+    """What a member has reached, beside its checkpoint.
+
+    Attributes:
+        schedule: that it has gone through.
+        epoch: that its checkpoint is of.
+        diverged: why it was given up, if it was.
+        reported: the epoch that it was reported with; one that has diverged reports without training.
+    """
+
+    schedule: Schedule
+    epoch: int = 0
+    diverged: str | None = None
+    reported: int = 0
+
+
+def _report_state(store: Store, task: TrainTask, state: State, metrics: dict[str, Any]) -> None:
     """Keeps what a member, or one that takes it over, goes on from, and reports where it lies: Ray Tune skips takeovers
     of members that report no checkpoint."""
     done = Checkpoints(store, task.folder).epochs("epoch")
-    state = f"{task.folder.rpartition('/')[0]}/at-{metrics[EPOCH]:04d}"
-    store.clear(state)
+    place = f"{task.folder.rpartition('/')[0]}/at-{metrics[EPOCH]:04d}"
+    store.clear(place)
     for epoch in done[-1:]:
         name = f"epoch-{epoch:04d}.safetensors"
-        store.write_bytes(f"{state}/{name}", store.read_bytes(f"{task.folder}/{name}"))
-    facts = {"schedule": [list(knot) for knot in schedule], "epoch": done[-1] if done else 0}
-    store.write_yaml(f"{state}/{SCHEDULE}", facts)
+        store.write_bytes(f"{place}/{name}", store.read_bytes(f"{task.folder}/{name}"))
+    facts = dataclasses.asdict(dataclasses.replace(state, reported=metrics[EPOCH]))
+    store.write_yaml(f"{place}/{SCHEDULE}", {**facts, "schedule": [list(knot) for knot in state.schedule]})
     with tempfile.TemporaryDirectory() as folder:
-        Store(folder).write_yaml("state.yaml", {STATE: state})
+        Store(folder).write_yaml("state.yaml", {STATE: place})
         tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
@@ -160,12 +182,12 @@ def _state_of(config: dict[str, Any]) -> str | None:
         return Store(path).read_yaml("state.yaml")[STATE]
 
 
-def _restored(store: Store, folder: str, state: str | None, member: Member) -> tuple[Schedule, int]:
-    """Puts the checkpoint of a state into a training run's folder; returns (schedule so far, epochs done)."""
-    if state is None:
-        return [(0.0, member.strength)], 0
-    for name in store.names(state):
+def _restored(store: Store, folder: str, place: str | None, member: Member) -> State:
+    """Puts the checkpoint of a state into a training run's folder; returns the state."""
+    if place is None:
+        return State([(0.0, member.strength)])
+    for name in store.names(place):
         if name.endswith(".safetensors"):
-            store.write_bytes(f"{folder}/{name}", store.read_bytes(f"{state}/{name}"))
-    facts = store.read_yaml(f"{state}/{SCHEDULE}")
-    return [(at, strength) for at, strength in facts["schedule"]], facts["epoch"]
+            store.write_bytes(f"{folder}/{name}", store.read_bytes(f"{place}/{name}"))
+    facts = store.read_yaml(f"{place}/{SCHEDULE}")
+    return State(**{**facts, "schedule": [(at, strength) for at, strength in facts["schedule"]]})

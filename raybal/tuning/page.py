@@ -77,6 +77,7 @@ def render(store: Store, summary: SweepSummary, config: TuneConfig) -> str:
         seconds={row.name: sum(t.seconds for t in row.trials) for row in summary.rows},
         balance=balance,
         final=final,
+        looks=summary.looks,
         accuracy=accuracy,
         pairs=[] if final is None else published_pairs(final, [row.name for row in summary.rows]),
         drawings={row.name: _drawings(row, balance) for row in summary.rows},

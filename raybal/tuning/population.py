@@ -17,7 +17,9 @@ from __future__ import annotations
 import logging
 import random
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,13 +31,15 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raybal import hashing
 from raybal.data.pool import Labelled
+from raybal.errors import RaybalError, shorten
 from raybal.resources import trial_options
 from raybal.store import Store
+from raybal.training.checkpoint import Checkpoints
 from raybal.tuning.member import ENDED, MEMBER, ORIGIN, STATE, STRENGTH, members, run_member, state_folder, values_with
 from raybal.tuning.search import ACCURACY, EPOCH
 from raybal.tuning.summary import Found, RowFound
 from raybal.tuning.trial import Plan
-from raybal.tuning.trials import fence, run, run_config, set_defaults
+from raybal.tuning.trials import run, run_config, set_defaults
 
 #: How far PBT moves a strength, where it does not draw a new one.
 STEP = 0.25
@@ -51,11 +55,13 @@ class Record:
         store: of the sweep.
         row: name of the row.
         seed: of the population.
+        check: raises a StoreError where another driver has taken over.
     """
 
     store: Store
     row: str
     seed: int
+    check: Callable[[], None] = lambda: None
 
     @property
     def exploits(self) -> list[dict[str, Any]]:
@@ -71,6 +77,7 @@ class Record:
         self, epoch: int, members: dict[int, dict[str, Any]], reports: list[dict[str, Any]], events: list[dict]
     ) -> None:
         """Writes what takeovers after an epoch have come to; nobody needs the states before."""
+        self.check()
         kept = [event for event in self.exploits if event["epoch"] < epoch]
         self.store.write_yaml(self._exploits, [*kept, *events])
         before = self.reached
@@ -126,7 +133,23 @@ class _Recorded(PopulationBasedTraining):
                 members[number] = {**one.config, STRENGTH: float(one.config[STRENGTH]), STATE: state}
             self.record.write(epoch, members, self._reports(), self._events)
             self._events = []
+            scores = {one.config[MEMBER]: float(state.last_score) for one, state in self._trial_state.items()}
+            shown = ", ".join(f"{number} {100 * score:.1f}%" for number, score in sorted(scores.items()))
+            log.info("%s: epoch %d of all members: %s", row, epoch, shown)
         return decision
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        # The others would wait for it for ever.
+        super().on_trial_error(tune_controller, trial)
+        why = Path(trial.error_file).read_text().strip().splitlines()[-1] if trial.error_file else "its process is lost"
+        raise RaybalError(
+            f"{self.record.row}: member {trial.config[MEMBER]} could not be trained: {why}. The same command goes on "
+            "from the last takeovers"
+        )
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(tune_controller, trial, result)
+        log.info("%s: member %d has ended", self.record.row, trial.config[MEMBER])
 
     def _quantiles(self) -> tuple[list[Any], list[Any]]:
         # Asked once before the takeovers after an interval: whichever driver makes them, they are the same.
@@ -199,15 +222,23 @@ def scheduler(kind: str, interval: int, share: float, record: Record) -> Populat
     return _PBT(record, hyperparam_mutations=mutations, **explore, **common)
 
 
-def populate(plan: Plan, parts: tuple[Labelled, Labelled], store: Store) -> RowFound:
+def populate(
+    plan: Plan, parts: tuple[Labelled, Labelled], store: Store, check: Callable[[], None] = lambda: None
+) -> RowFound:
     """Runs what is left of a row's population; its trials are the members, with their schedules among the values.
+
+    Args:
+        plan: of the row.
+        parts: training and validation items.
+        store: of the sweep.
+        check: raises a StoreError where another driver has taken over.
 
     Raises:
         RaybalError: a member could not be run.
     """
     config, row = plan.config, plan.row
     settings, epochs = config.population, config.train.epochs
-    record = Record(store, row, hashing.digest(config.seed, "population", row))
+    record = Record(store, row, hashing.digest(config.seed, "population", row), check)
     names = [f"trials/{row}/member-{k:02d}/0/{ENDED}" for k in range(settings.members)]
     begin = members(plan.space, plan.first_values(), settings.members, record.seed)
     left = [k for k, name in enumerate(names) if not store.exists(name)]
@@ -226,10 +257,15 @@ def populate(plan: Plan, parts: tuple[Labelled, Labelled], store: Store) -> RowF
         )  # fmt: skip
         trainable = tune.with_parameters(run_member, plan=plan, parts=parts, begin=begin, interval=interval)
         run(_tuner(trainable, configs, plan, record, interval), row)
+        if missing := [k for k, name in enumerate(names) if not store.exists(name)]:
+            raise RaybalError(f"{row}: members {shorten(map(str, missing))} have not ended; the same command goes on")
     for k in range(settings.members):
-        for name in store.names(f"trials/{row}/member-{k:02d}"):
+        # What only a driver that goes on would need.
+        folder = f"trials/{row}/member-{k:02d}"
+        Checkpoints(store, f"{folder}/0").keep_only("epoch", None)
+        for name in store.names(folder):
             if name.startswith("at-"):
-                store.clear(f"trials/{row}/member-{k:02d}/{name}")
+                store.clear(f"{folder}/{name}")
     found, schedules = [], {}
     for number, name in enumerate(names):
         ended = store.read_yaml(name)
@@ -282,5 +318,5 @@ def _tuner(trainable: Any, configs: list[dict[str, Any]], plan: Plan, record: Re
             # By its name PB2 knows a member again.
             trial_name_creator=lambda trial: f"member-{trial.config[MEMBER]:02d}",
         ),
-        run_config=run_config(name, plan, record.store, fence(plan, record.store)),
+        run_config=run_config(name, plan, record.store),
     )

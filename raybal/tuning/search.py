@@ -96,6 +96,7 @@ class StudySearch(OptunaSearch):
         self.deadline: float | None = None
         self._begun: dict[str, float] = {}
         self._reports: dict[str, dict[int, float]] = {}
+        self._inside: dict[str, int] = {}
         if not self.study.trials:
             for values in first:
                 self.study.enqueue_trial(values, None if values else {OWN: True}, skip_if_exists=True)
@@ -132,31 +133,45 @@ class StudySearch(OptunaSearch):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if EPOCH in result:
             self._reports[trial_id][result[EPOCH]] = result[ACCURACY]
+            self._inside[trial_id] = result.get(INSIDE, 0)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial, reports = self._ot_trials.pop(trial_id), self._reports.pop(trial_id)
-        seconds = round(time.monotonic() - self._begun.pop(trial_id), 3)
-        self._longest = max(self._longest, seconds)
         if error or not result:
             # Still under way as far as the study knows, so the next start goes on with it.
+            self._forget(trial_id)
             return
+        trial = self._ot_trials[trial_id]
+        seconds = round(time.monotonic() - self._begun[trial_id], 3)
+        self._longest = max(self._longest, seconds)
+        if not self.study.trials[trial.number].state.is_finished():
+            self._tell(trial_id, trial, result, seconds)
+        # Where it cannot be written Ray Tune tries the trial again, and this is told again.
+        self.journal.flush()
+        self._forget(trial_id)
+        self.say(self.study.trials[trial.number])
+
+    def _tell(self, trial_id: str, trial: optuna.Trial, result: dict[str, Any], seconds: float) -> None:
+        reports = self._reports[trial_id]
         if EPOCH in result:
             # The report that a trial was stopped at is told here alone.
             reports[result[EPOCH]] = result[ACCURACY]
+            self._inside[trial_id] = result.get(INSIDE, 0)
         if result.get(RESULT) is None:
             state, values = TrialState.PRUNED, None
         else:
             state, values = TrialState.COMPLETE, [result[ACCURACY], result[GAP]] if self._gap else [result[ACCURACY]]
         trial.set_user_attr(REPORTS, [[epoch, value] for epoch, value in sorted(reports.items())])
-        trial.set_user_attr(INSIDE, result.get(INSIDE, 0))
+        trial.set_user_attr(INSIDE, self._inside.get(trial_id, 0))
         trial.set_user_attr(SECONDS, seconds)
         trial.set_user_attr(FACTS, json.loads(result.get(RESULT) or "{}"))
         if not self._gap:
             for epoch, value in sorted(reports.items()):
                 trial.report(value, epoch)
         self.study.tell(trial, values, state=state)
-        self.journal.flush()
-        self.say(self.study.trials[trial.number])
+
+    def _forget(self, trial_id: str) -> None:
+        for known in (self._ot_trials, self._reports, self._inside, self._begun):
+            known.pop(trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:
         """Does nothing: the study is the state."""

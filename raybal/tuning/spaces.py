@@ -23,6 +23,8 @@ from raybal.settings import Settings, setting
 #: Values by key: those of searched keys, or of settings.
 Values = dict[str, Any]
 GROUPS = ("method", "pace", "paces", "learning_rate", "weight_decay", "fusion")
+#: What paces of all kinds have.
+OF_ALL_KINDS = ("phase_out", "phase_out_steps")
 #: Progress at which the strengths of a searched pace of knots are.
 KNOTS = (0.0, 1 / 3, 2 / 3, 1.0)
 
@@ -58,6 +60,11 @@ class Dimension(Settings):
         assert self.low is not None
         assert self.high is not None
         return self.low, self.high
+
+    @property
+    def largest(self) -> Any:
+        """The largest value."""
+        return max(self.values) if self.kind == "choice" else self.bounds[1]
 
     def takes(self, value: Any) -> bool:
         """Returns whether a value lies in the range."""
@@ -113,10 +120,8 @@ def space_of(
         ConfigError: a condition on a key that is not searched, or conditions that go round in a circle.
     """
     space: Space = {}
-    own = [key.removeprefix("balancing.") for key in given if key.startswith("balancing.")]
     if "method" in groups:
-        declared = settings.search_space(epochs, own)
-        space |= {f"balancing.{key}": Dimension(**found) for key, found in declared.items()}
+        space |= declared(settings, epochs, given)
     fields = {f.name for f in dataclasses.fields(settings)}
     if "pace" in groups and "pace" in fields:
         space |= pace_space("balancing.pace")
@@ -126,7 +131,32 @@ def space_of(
     for group, dimensions in SHARED.items():
         if group in groups:
             space |= dimensions
-    space |= given
+    return with_given(space, given)
+
+
+def declared(settings: BalancingSettings, epochs: int, given: Mapping[str, Dimension]) -> Space:
+    """Returns the dimensions that a method declares.
+
+    Args:
+        settings: of the method.
+        epochs: of a training run.
+        given: a user's own dimensions by key, which may change what others are of use.
+    """
+    own = {k.removeprefix("balancing."): dataclasses.asdict(d) for k, d in given.items() if k.startswith("balancing.")}
+    return {f"balancing.{key}": Dimension(**found) for key, found in settings.search_space(epochs, own).items()}
+
+
+def with_given(space: Space, given: Mapping[str, Dimension]) -> Space:
+    """Returns a space with a user's dimensions in place of others, under the same conditions where they name none, or
+    beside them; conditions first.
+
+    Raises:
+        ConfigError: a condition on a key that is not searched, or conditions that go round in a circle.
+    """
+    space = dict(space)
+    for key, dimension in given.items():
+        when = dimension.when or (space[key].when if key in space else {})
+        space[key] = dataclasses.replace(dimension, when=when)
     for key, dimension in space.items():
         for other in dimension.when:
             if other not in space:
@@ -134,10 +164,6 @@ def space_of(
                     f"space.{key}.when: {other} is not searched; searched are {', '.join(space)}"
                     f"{did_you_mean(other, space)}"
                 )
-    return _conditions_first(space)
-
-
-def _conditions_first(space: Space) -> Space:
     ordered: Space = {}
     left = dict(space)
     while left:
@@ -197,6 +223,22 @@ def samples(space: Space) -> Iterator[Values]:
             yield draw(space, lambda k, d, fixed=fixed: fixed.get(k, end(d, False)))  # type: ignore[misc]
 
 
+def corners(space: Space) -> Iterator[Values]:
+    """Yields values of a space with which settings may not fit together: every choice with the first of others, and
+    with every number at its upper end."""
+    numbers = [key for key, dimension in space.items() if dimension.kind != "choice"]
+    choices = [(key, value) for key, dimension in space.items() for value in dimension.values]
+    for chosen in choices or [("", None)]:
+        for number in numbers:
+
+            def end(key: str, dimension: Dimension, chosen: tuple[str, Any] = chosen, number: str = number) -> Any:
+                if dimension.kind == "choice":
+                    return chosen[1] if key == chosen[0] else dimension.values[0]
+                return (int if dimension.kind == "int" else float)(dimension.bounds[key == number])
+
+            yield draw(space, end)
+
+
 def settings_from(values: Mapping[str, Any], kind: type[BalancingSettings]) -> dict[str, Any]:
     """Returns values of searched keys as plain settings by section: {"balancing": {...}, "train": {...}, ...}.
 
@@ -225,6 +267,15 @@ def settings_from(values: Mapping[str, Any], kind: type[BalancingSettings]) -> d
     return nested
 
 
+def same(one: Any, other: Any) -> bool:
+    """Returns whether plain settings are equal, numbers to their last digits."""
+    a, b = flat(one), flat(other)
+    return a.keys() == b.keys() and all(
+        math.isclose(a[k], b[k], rel_tol=1e-9) if isinstance(a[k], float) and isinstance(b[k], float) else a[k] == b[k]
+        for k in a
+    )
+
+
 def values_in(space: Space, settings: Mapping[str, Any], kind: type[BalancingSettings]) -> Values | None:
     """Returns where settings lie in a space; None if they do not.
 
@@ -250,12 +301,14 @@ def flat(content: Any, key: str = "") -> Values:
 
 
 def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns plain settings with others in their place, section by section; a section that says its kind is replaced
-    as a whole."""
+    """Returns plain settings with others in their place, section by section; of a section that says its kind only what
+    all kinds have is kept."""
     found = dict(base)
     for key, value in own.items():
         inner = found.get(key)
-        if isinstance(inner, Mapping) and isinstance(value, Mapping) and "kind" not in value:
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            if "kind" in value:
+                inner = {name: inner[name] for name in OF_ALL_KINDS if name in inner}
             value = merged(inner, value)
         found[key] = value
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,14 +18,13 @@ from raybal.study.summary import area
 from raybal.table.statistics import Comparison, Interval, compare, interval
 from raybal.table.summary import Summary, compared, percent
 from raybal.tables import csv_of
+from raybal.tuning.config import PUBLISHED
 from raybal.tuning.search import distribution
 from raybal.tuning.spaces import Space, Values
 from raybal.tuning.values import words
 
 #: With fewer finished trials than this nothing is said about the importance of keys.
 FEWEST = 5
-#: What the trial of settings that no search suggested is called.
-PUBLISHED = "published"
 
 
 def published(row: str) -> str:
@@ -146,7 +146,7 @@ class RowFound:
     def front(self) -> list[Found]:
         """The finished trials that no other beats in both accuracy and balance gap, most accurate first."""
         front: list[Found] = []
-        for trial in sorted(self.finished, key=lambda t: (-t.accuracy, t.gap)):
+        for trial in sorted((t for t in self.finished if t.gap is not None), key=lambda t: (-t.accuracy, t.gap)):
             if not front or trial.gap < front[-1].gap:  # type: ignore[operator]
                 front.append(trial)
         return front
@@ -193,11 +193,19 @@ class RowFound:
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """All rows, the final table if there is one, and the names of the modalities."""
+    """What came out of a sweep of training runs.
+
+    Attributes:
+        rows: of trials.
+        final: the table on test items, if there is one.
+        modalities: their names.
+        looks: how many different choices test items have been looked at for.
+    """
 
     rows: list[RowFound]
     final: Summary | None
     modalities: tuple[str, ...]
+    looks: int = 1
 
     def lines(self) -> list[str]:
         """Returns what came out as lines of text."""
@@ -215,14 +223,20 @@ class SweepSummary:
 
     def trials_csv(self) -> str:
         """Returns one line a trial."""
-        keys = list(dict.fromkeys(key for row in self.rows for key in row.space))
-        lines = []
-        for row in self.rows:
-            for t in row.trials:
-                line: dict[str, Any] = {"row": row.name, "trial": t.number, "state": t.state, "accuracy": t.accuracy}
-                line |= {"gap": t.gap, "epochs": len(t.accuracies), "seconds": t.seconds}
-                lines.append(line | {key: t.values.get(key) for key in keys})
-        return csv_of(lines)
+        return trials_csv(self.rows)
+
+
+def trials_csv(rows: Sequence[RowFound]) -> str:
+    """Returns one line a trial of some rows; `seconds` is all that a trial took, `training_seconds` what it trained."""
+    keys = list(dict.fromkeys(key for row in rows for key in row.space))
+    lines = []
+    for row in rows:
+        for t in row.trials:
+            line: dict[str, Any] = {"row": row.name, "trial": t.number, "state": t.state, "accuracy": t.accuracy}
+            line |= {"gap": t.gap, "epochs": len(t.accuracies), "seconds": t.seconds}
+            line["training_seconds"] = (t.result or {}).get("seconds")
+            lines.append(line | {key: t.values.get(key) for key in keys})
+    return csv_of(lines)
 
 
 @dataclass(frozen=True)
@@ -276,7 +290,7 @@ class LoopsSummary:
 
     def trials_csv(self) -> str:
         """Returns one line a trial."""
-        return SweepSummary([self.row], None, ()).trials_csv()
+        return trials_csv([self.row])
 
     def curves_csv(self) -> str:
         """Returns one line a loop and round of the final comparison."""

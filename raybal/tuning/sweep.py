@@ -4,6 +4,7 @@ sweep.yaml                          what defines the sweep, and all settings of 
 rows/<row>.yaml                     the settings that a row was begun with
 optuna.log                          all trials of all rows: an Optuna journal, one study a row
 trials/<row>/<trial>/<seed>/        a training run: items, checkpoints, model, markers
+looks.yaml                          the choices that test items have been looked at for
 alone.yaml                          what encoders trained alone reach, by which the balance gap is measured
 tuned/<row>.yaml                    the settings found, for jobs/train.py and jobs/al_loop.py
 trials.csv, table.csv, cells.csv    every trial; the final table, and its runs
@@ -28,24 +29,23 @@ from raybal.material import Material
 from raybal.store import Store
 from raybal.table.cells import Cell, has_diverged, probe_on_validation
 from raybal.table.fill import Filler
-from raybal.table.summary import Summary
+from raybal.table.summary import BASELINES, Summary
 from raybal.training.task import TrainTask
-from raybal.tuning.config import BEGUN, FOLDERS, TuneConfig
+from raybal.tuning.config import BEGUN, CONSTANT, FOLDERS, PUBLISHED, TuneConfig
 from raybal.tuning.journal import JOURNAL, StoreJournal
 from raybal.tuning.population import populate
-from raybal.tuning.spaces import Dimension, Values
-from raybal.tuning.summary import PUBLISHED, RowFound, SweepSummary, published
+from raybal.tuning.spaces import Dimension, Values, declared
+from raybal.tuning.summary import RowFound, SweepSummary, published
 from raybal.tuning.trial import Plan, TrialRun
 from raybal.tuning.trials import search
-from raybal.tuning.values import changed
+from raybal.tuning.values import changed, shared
 
 ALONE = "alone.yaml"
+LOOKS = "looks.yaml"
 #: The method whose encoders are trained alone.
 ALONE_METHOD = "ensemble"
 #: Its row: no user's row begins like this.
 ALONE_ROW = "_alone"
-#: What is put after a row's name where its pace is constant.
-CONSTANT = "constant"
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,8 @@ class Sweep:
         if config.seeds:
             _ = self.material.test
         config.train.resolve_device()
+        if config.objective == "both" and len(self.material.pool.info.names) < 2:
+            raise ConfigError(f"objective: {config.pool} has one modality, so there is no balance")
         self.plans = {row: self._plan(row) for row in config.methods}
         BEGUN.check(store, self._keys, self._rows)
 
@@ -102,8 +104,14 @@ class Sweep:
 
     def _given(self, settings: BalancingSettings) -> dict[str, Dimension]:
         """Returns those of the user's dimensions that a row has: coefficients are those of some methods only."""
-        kinds = [self.config.settings_of(row) for row in self.config.methods]
-        fields = {type(one): {f.name for f in dataclasses.fields(one)} for one in kinds}
+        epochs = self.config.train.epochs
+        fields: dict[type, set[str]] = {}
+        for row in self.config.methods:
+            own = self.config.settings_of(row)
+            fields[type(own)] = {f.name for f in dataclasses.fields(own)}
+            if "method" in self.config.search:
+                found = declared(own, epochs, self.config.dimensions)
+                fields[type(own)] |= {key.removeprefix("balancing.") for key in found}
 
         def has(kind: type, key: str) -> bool:
             section, _, name = key.partition(".")
@@ -119,7 +127,7 @@ class Sweep:
 
     def run(self) -> SweepSummary:
         """Runs what is missing and returns what came out. Ray must be connected."""
-        journal = StoreJournal(self.store, JOURNAL)
+        journal = StoreJournal(self.store, JOURNAL, self.lease.checker)
         # What Ray Tune writes there is of no use to another start.
         self.store.clear("ray")
         alone = self._train_alone()
@@ -130,12 +138,13 @@ class Sweep:
                 rows.append(self._with_finalists(self._search(one, journal), one))
         for row in rows:
             self._write_tuned(row, plans[row.name])
-        return SweepSummary(rows, self._final(rows, plans), self.material.pool.info.names)
+        final = self._final(rows, plans)
+        return SweepSummary(rows, final, self.material.pool.info.names, self._looks())
 
     def _search(self, plan: Plan, journal: StoreJournal) -> RowFound:
         members = self.config.population.members
         if plan.row in self.plans and members:
-            return populate(plan, self.parts, self.store)
+            return populate(plan, self.parts, self.store, self.lease.checker)
         return search(plan, self.parts, self.store, journal, members or self.config.trials, stopping=not members)
 
     def _train_alone(self) -> dict[str, float]:
@@ -150,9 +159,14 @@ class Sweep:
             plan = Plan(self.config, ALONE_ROW, own, {}, info.modalities, self.material.classes, token, {})
             run = plan.run_of(PUBLISHED, {})
             self._filler({run: (plan, {})}).fill([run], measured=False)
-            if has_diverged(self.store, run):
+            found = {}
+            if not has_diverged(self.store, run):
+                found = probe_on_validation(plan.task(run, {}))
+            elif self.config.objective == "both":
                 raise RaybalError(f"{run.title}: {self.store.read_yaml(run.trained)['diverged']}")
-            self.store.write_yaml(ALONE, probe_on_validation(plan.task(run, {})))
+            else:
+                log.warning("%s has diverged, so balance gaps are not measured", run.title)
+            self.store.write_yaml(ALONE, found)
         return {m: value for m, value in self.store.read_yaml(ALONE).items() if value}
 
     def _with_finalists(self, row: RowFound, plan: Plan) -> RowFound:
@@ -172,9 +186,9 @@ class Sweep:
         return dataclasses.replace(row, finalists=scores)
 
     def _write_tuned(self, row: RowFound, plan: Plan) -> None:
-        chosen = plan.chosen(row.chosen.values)
-        own = changed(plan.settings(row.chosen.values)[0])
-        text = yaml.safe_dump({**chosen, "balancing": own}, sort_keys=False, allow_unicode=True)
+        balancing, model, train = plan.settings(row.chosen.values)
+        content = {"balancing": changed(balancing), **shared(model, train)}
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         head = (
             f"# {row.name}: trial {row.chosen.number} of {len(row.trials)}, validation "
             f"{100 * row.score:.1f} % over {self.config.finalist_seeds} seeds.\n"
@@ -196,9 +210,22 @@ class Sweep:
             methods[plan.row] = plan.own.method
             runs |= {plan.run_of(PUBLISHED, {}, seed): (plan, {}) for seed in seeds}
         log.info("final table: %d settings with %d fresh seeds", len(methods), len(seeds))
-        # Schedules are to be better than constant strengths.
-        baselines = [row.name for row in rows if row.name not in self.plans][:1] or None
+        if (looks := self._looks({row.name: row.chosen.number for row in rows})) > 1:
+            log.warning("test items have been looked at for %d different choices; the report says so", looks)
+        # Schedules are to be better than constant strengths, and tuned settings than a baseline that was tuned too.
+        baselines = [row.name for row in rows if row.name not in self.plans]
+        baselines = baselines or [row.name for row in rows if row.method in BASELINES]
         return self._filler(runs).compare(list(runs), methods, baselines)
+
+    def _looks(self, choices: dict[str, int] | None = None) -> int:
+        """Returns for how many different choices of trials of a row test items have been looked at, with these, if
+        given."""
+        before: dict[str, list[int]] = self.store.read_yaml(LOOKS) if self.store.exists(LOOKS) else {}
+        if choices is not None:
+            for row, number in choices.items():
+                before[row] = list(dict.fromkeys([*before.get(row, []), number]))
+            self.store.write_yaml(LOOKS, before)
+        return max(map(len, before.values()), default=0)
 
     def _filler(self, runs: Mapping[TrialRun, tuple[Plan, Values]]) -> Filler:
         def task(cell: Cell) -> TrainTask:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -19,6 +21,7 @@ from raybal.data.schema import Modality
 from raybal.errors import ConfigError
 from raybal.models.classifier import ModelSettings
 from raybal.predictor import PredictorSpec
+from raybal.resources import task_options
 from raybal.settings import from_plain
 from raybal.store import Store
 from raybal.table.cells import Cell, has_diverged, probe_on_validation
@@ -29,7 +32,19 @@ from raybal.training.task import TrainTask
 from raybal.training.worker import train
 from raybal.tuning.config import TuneConfig
 from raybal.tuning.search import ACCURACY, EPOCH, GAP, INSIDE, NUMBER, RESULT, VALUES
-from raybal.tuning.spaces import Dimension, Space, Values, merged, samples, settings_from, space_of, values_in
+from raybal.tuning.spaces import (
+    Dimension,
+    Space,
+    Values,
+    corners,
+    flat,
+    merged,
+    same,
+    samples,
+    settings_from,
+    space_of,
+    values_in,
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,16 @@ class Plan:
         return self.own.method
 
     @property
+    def grace(self) -> int:
+        """Epochs before which no trial is stopped: where none are given, a third of the run, and until every pace has
+        begun."""
+        epochs, given = self.config.train.epochs, self.config.stopping.grace
+        flat_base = flat({"balancing": dataclasses.asdict(self.own)})
+        keys = {key for key in (*flat_base, *self.space) if re.fullmatch(r"balancing\.paces?(\..+)?\.start", key)}
+        latest = max((self.space[k].largest if k in self.space else flat_base[k] for k in keys), default=0.0)
+        return given or max(math.ceil(epochs / 3), math.floor(latest * epochs) + 1)
+
+    @property
     def base(self) -> dict[str, Any]:
         """The row's settings without what is searched, plain, by section."""
         return {
@@ -127,6 +152,8 @@ class Plan:
             if not space and not may_be_empty:
                 raise ConfigError(f"search: nothing of {', '.join(groups)} can be searched")
             plan = dataclasses.replace(self, space=space)
+            for values in corners(space):
+                plan.settings(values)
             for values in ({}, *samples(space)):
                 plan.task(plan.run_of("", values), values).spec.build()
         except ConfigError as error:
@@ -135,13 +162,25 @@ class Plan:
 
     def first_values(self) -> list[Values]:
         """Returns where the row's own settings and the published ones lie in its space, in this order; those that lie
-        outside are left out."""
-        found: list[Values] = []
-        for own in ({}, *self.own.published):
-            values = values_in(self.space, merged(self.base, {"balancing": own}), type(self.own))
-            if values is not None and values not in found:
-                found.append(values)
-        return found
+        outside are left out, also if they set what is not searched."""
+        found = [values for own in ({}, *self.own.published) if (values := self.values_of(own)) is not None]
+        return [values for i, values in enumerate(found) if values not in found[:i]]
+
+    def values_of(self, own: Mapping[str, Any]) -> Values | None:
+        """Returns where some of the method's settings, with the row's own for the others, lie in the space."""
+        wanted = from_plain(BalancingSettings, merged(self.base["balancing"], own), "balancing")
+        plain = dataclasses.asdict(wanted)
+        paces = {m.name for m in self.modalities if f"balancing.paces.{m.name}.kind" in self.space}
+        if paces:
+            plain["paces"] = {m: plain["paces"].get(m, plain["pace"]) for m in paces} | plain["paces"]
+        values = values_in(self.space, {**self.base, "balancing": plain}, type(self.own))
+        if values is None:
+            return None
+        tried = dataclasses.asdict(self.settings(values)[0])
+        if paces:
+            # Where every modality has a pace of its own, what they would share is of no account.
+            tried["pace"] = plain["pace"]
+        return values if same(tried, plain) else None
 
     def run_of(self, trial: str, values: Values, seed: int = 0) -> TrialRun:
         """Returns a training run of some values."""
@@ -208,7 +247,7 @@ def _outcome(store: Store, run: TrialRun, task: TrainTask, plan: Plan) -> dict[s
         return {ACCURACY: 0.0, GAP: 1.0, RESULT: json.dumps({"diverged": trained["diverged"]})}
     name = f"{run.folder}/probes.yaml"
     if not store.exists(name):
-        store.write_yaml(name, probe_on_validation(task))
+        store.write_yaml(name, _probes(task, plan))
     probes = store.read_yaml(name)
     kept = trained["history"][trained["epoch"] - 1]["validation"]
     gap = gap_of(probes, plan.alone)
@@ -220,17 +259,29 @@ def _outcome(store: Store, run: TrialRun, task: TrainTask, plan: Plan) -> dict[s
         "gap": gap,
     }
     # As text: Ray Tune would flatten a mapping.
-    inside = trained["history"][-1].get("rehearsed", 0)
-    return {ACCURACY: kept["fused"]["accuracy"], GAP: gap, INSIDE: inside, RESULT: json.dumps(facts)}
+    # Where it is an objective, a gap that could not be measured is as good as the worst.
+    worst = 1.0 if gap is None else gap
+    return {ACCURACY: kept["fused"]["accuracy"], GAP: worst, RESULT: json.dumps(facts)}
 
 
-def gap_of(probes: Mapping[str, float | None], alone: Mapping[str, float]) -> float:
+def _probes(task: TrainTask, plan: Plan) -> dict[str, float | None]:
+    """Returns the accuracy of a probe of each encoder on validation; nothing where there is nothing to compare with."""
+    if not plan.alone:
+        return {}
+    if not task.settings.num_workers:
+        return probe_on_validation(task)
+    # The trial has reserved next to nothing: its workers had all, and they are gone. What it starts stands for itself.
+    options = task_options(plan.config.resources, task.settings.device) | {"scheduling_strategy": "DEFAULT"}
+    return ray.get(ray.remote(probe_on_validation).options(**options).remote(task))
+
+
+def gap_of(probes: Mapping[str, float | None], alone: Mapping[str, float]) -> float | None:
     """Returns how unevenly modalities have learnt: the largest minus the smallest ratio of an encoder's probe to that
-    of the same encoder trained alone; 0 where fewer than two can be compared.
+    of the same encoder trained alone; None where fewer than two can be compared.
 
     Args:
         probes: accuracy of a probe of each encoder; None where it could not be measured.
         alone: the same of encoders trained alone.
     """
     ratios = {m: probe / alone[m] for m, probe in probes.items() if probe is not None and m in alone}
-    return max(ratios.values()) - min(ratios.values()) if len(ratios) > 1 else 0.0
+    return max(ratios.values()) - min(ratios.values()) if len(ratios) > 1 else None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -17,8 +16,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from raybal import hashing
 from raybal.data.pool import Labelled
-from raybal.errors import RaybalError, StoreError
-from raybal.lease import is_current
+from raybal.errors import ConfigError, RaybalError
 from raybal.resources import trial_options
 from raybal.store import Store
 from raybal.tuning.config import TuneConfig
@@ -28,8 +26,10 @@ from raybal.tuning.spaces import Space, Values
 from raybal.tuning.summary import Found, RowFound
 from raybal.tuning.trial import run_trial
 
-#: Ray Tune's own files about trials are not looked at, nor is what it prints; a report may lack what the end tells.
+#: Ray Tune's own files about trials are not looked at, nor is what it prints; a report may lack what the end tells; an
+#: interrupt ends the job, which Ray Tune would take for the end of all trials.
 TUNE_DEFAULTS = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -45,7 +45,7 @@ class Searched(Protocol):
         config: of the sweep.
         row, method: names of the row and of its method.
         space: what is searched, conditions first.
-        token: of the driver's lease; None where the store has none of its own.
+        grace: epochs before which no trial is stopped.
     """
 
     @property
@@ -61,7 +61,7 @@ class Searched(Protocol):
     def space(self) -> Space: ...
 
     @property
-    def token(self) -> str | None: ...
+    def grace(self) -> int: ...
 
     def first_values(self) -> list[Values]:
         """Returns values of the first trials."""
@@ -101,7 +101,12 @@ def search(
     points = [*first, *(values for values in plan.first_values() if values not in first)]
     suggestions = StudySearch(journal, row, plan.space, total, seed, gap=both, first=points)
     study, left, epochs = suggestions.study, suggestions.left, config.train.epochs
-    grace = grace_of(config, plan.space) if stopping and not config.stopping.off else epochs
+    if left < 0:
+        raise ConfigError(
+            f"trials: {total} is not accepted; {row} has {total - left} trials in this store. Give as many, or more, "
+            "so that rows stay comparable"
+        )
+    grace = plan.grace if stopping and not config.stopping.off else epochs
     halving = Halving(study, epochs, grace, config.stopping.reduction) if grace < epochs else None
     if left > 0:
         done = f", {total - left} of them done" if left < total else ""
@@ -118,12 +123,19 @@ def search(
                 scheduler=halving or FIFOScheduler(),
                 num_samples=left,
                 max_concurrent_trials=at_once,
-                reuse_actors=True,
+                # A trial that waits for data-parallel workers cannot be told to begin another.
+                reuse_actors=not config.train.num_workers,
             ),
             # Another start begins with another name: the study is what it goes on from.
-            run_config=run_config(f"{row}-{uuid.uuid4().hex}", plan, store, fence(plan, store)),
+            run_config=run_config(f"{row}-{uuid.uuid4().hex}", plan, store),
         )
         run(tuner, row)
+        if suggestions.left and suggestions.deadline is None:
+            raise RaybalError(f"{row}: {suggestions.left} of {total} trials have not ended; the same command goes on")
+        for trial in study.trials:
+            if trial.state == TrialState.PRUNED:
+                # Checkpoints that nobody goes on from.
+                store.clear(f"trials/{row}/{trial.number:04d}")
     return RowFound(row, plan.method, plan.space, ended(study, plan.space), halving.rungs if halving else [])
 
 
@@ -143,35 +155,21 @@ def ended(study: optuna.Study, space: Space) -> list[Found]:
     ]
 
 
-def grace_of(config: TuneConfig, space: Space) -> int:
-    """Returns the epochs before which no trial is stopped: where none are given, a third of the run, and until every
-    pace has begun."""
-    epochs = config.train.epochs
-    latest = max((d.bounds[1] for key, d in space.items() if key.endswith(".start")), default=0.0)
-    return config.stopping.grace or max(math.ceil(epochs / 3), math.floor(latest * epochs) + 1)
-
-
 def set_defaults() -> None:
     """Sets what the user has not set in the environment; Ray Tune reads it."""
     for name, value in TUNE_DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
-def run_config(name: str, plan: Searched, store: Store, callbacks: Sequence[tune.Callback]) -> tune.RunConfig:
+def run_config(name: str, plan: Searched, store: Store) -> tune.RunConfig:
     """Returns how Ray Tune runs a row, its own files in the store's folder ray/<name>."""
     return tune.RunConfig(
         name=name,
         storage_path=store.path("ray"),
         storage_filesystem=store.filesystem,
         failure_config=tune.FailureConfig(max_failures=plan.config.resources.max_failures),
-        callbacks=list(callbacks),
         verbose=0,
     )
-
-
-def fence(plan: Searched, store: Store) -> list[tune.Callback]:
-    """Returns what ends a row when another driver has taken over its store."""
-    return [] if plan.token is None else [Fence(store.root, plan.token)]
 
 
 def run(tuner: tune.Tuner, row: str) -> None:
@@ -193,20 +191,6 @@ def run(tuner: tune.Tuner, row: str) -> None:
             f"{row}: {len(errors)} trials could not be run, the first because of: {cause}. What has ended is kept; the "
             "same command tries the others again"
         )
-
-
-class Fence(tune.Callback):
-    """Ends a sweep whose store another driver has taken over."""
-
-    def __init__(self, root: str, token: str) -> None:
-        self.root = root
-        self.token = token
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        if not is_current(Store(self.root), self.token):
-            raise StoreError(f"store {self.root}: another driver has taken over; this sweep stops")
 
 
 class Progress:

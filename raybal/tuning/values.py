@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from raybal.balancing.base import BalancingSettings
+from raybal.models.classifier import ModelSettings
+from raybal.training.settings import TrainSettings
 
 
 def shown(value: Any) -> str:
@@ -28,6 +30,19 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
             left = "" if old is None else f"{shown(old)} → "
             parts.append(f"{key.removeprefix('balancing.')} {left}{'not used' if new is None else shown(new)}")
     return ", ".join(parts)
+
+
+def shared(model: ModelSettings, train: TrainSettings) -> dict[str, dict[str, Any]]:
+    """Returns what defines a model and its training, plain, without what is as by default but for the learning rate:
+    {"model", "train"}."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, own in (("model", model), ("train", train)):
+        default, plain = dataclasses.asdict(type(own)()), dataclasses.asdict(own)
+        lasting = {f.name for f in dataclasses.fields(own) if f.metadata.get("defines", True)}
+        found[name] = {key: plain[key] for key in plain if key in lasting and plain[key] != default[key]}
+    # A table without one would try several.
+    found["train"] = {"learning_rate": train.learning_rate} | found["train"]
+    return {name: own for name, own in found.items() if own}
 
 
 def changed(settings: BalancingSettings) -> dict[str, Any]:

@@ -30,11 +30,11 @@ def config_of(*more: str) -> TuneConfig:
 
 
 def test_the_first_trial_is_the_first_of_every_choice():
-    plan = LoopPlan(config_of("--train.learning-rate", "0.002"), None, [])
+    plan = LoopPlan(config_of("--train.learning-rate", "0.002"), [])
     first = {STRATEGY: "random", SIZE: 10, METHOD: "multi_loss", "train.learning_rate": 0.002}
     assert plan.first_values() == [first]
     # What the space does not take begins at its lower end.
-    outside = LoopPlan(config_of("--train.learning-rate", "0.5"), None, [])
+    outside = LoopPlan(config_of("--train.learning-rate", "0.5"), [])
     assert outside.first_values() == [first | {"train.learning_rate": 1e-4}]
 
 
@@ -44,7 +44,7 @@ def test_values_are_settings_of_a_loop(tmp_path):
         "model.fusion": {"values": ["film"]},
     }
     arguments = ["--loop.strategies", "random,bmmal", "--balancing.mlb.beta-max", "3", "--space", yaml.safe_dump(given)]
-    plan = LoopPlan(config_of(*arguments, "--store", str(tmp_path)), None, [])
+    plan = LoopPlan(config_of(*arguments, "--store", str(tmp_path)), [])
     assert set(plan.space) == {STRATEGY, SIZE, METHOD, "train.learning_rate", *given}
     values = {STRATEGY: "bmmal", SIZE: 20, METHOD: "mlb", "train.learning_rate": 0.003, "query.modulate": "both"}
     loop = plan.loop(values | {"model.fusion": "film"}, "0002", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from types import SimpleNamespace
 
 import optuna
@@ -12,8 +13,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 
 from raybal.balancing.base import METHODS
+from raybal.errors import StoreError
 from raybal.store import Store
 from raybal.tuning.journal import StoreJournal
 from raybal.tuning.search import (
@@ -179,6 +182,56 @@ def test_a_trial_that_failed_is_tried_again(tmp_path):
     study = second.run()
     assert second.trained == [number, 1, 2]
     assert all(t.state.is_finished() for t in study.trials)
+
+
+def test_settings_outside_of_the_space_are_tried_first_with_nothing_of_it(tmp_path):
+    search = StudySearch(StoreJournal(Store(tmp_path), "optuna.log"), "row", SPACE, 4, 7, gap=False, first=[{}, *FIRST])
+    found = [search.suggest(f"t{k}")[VALUES] for k in range(4)]
+    assert found[:2] == [{}, FIRST[0]]
+    assert all(found[2:])
+
+
+def test_time_that_earlier_drivers_spent_is_spent(tmp_path):
+    store = Store(tmp_path)
+    study = Sweep(store, 3).run()
+    assert all(t.user_attrs["seconds"] >= 0 for t in study.trials)
+    journal = StoreJournal(store, "optuna.log")
+    search = StudySearch(journal, "row", SPACE, 9, 7, gap=False, first=FIRST)
+    assert search.spent == sum(t.user_attrs["seconds"] for t in study.trials)
+    search.deadline = time.monotonic() - 1
+    assert search.suggest("late") == Searcher.FINISHED
+    search.deadline = time.monotonic() + 60
+    assert search.suggest("early")[NUMBER] == 3
+    assert Sweep(store, 2).search.left == -1
+
+
+def test_a_driver_that_was_superseded_writes_nothing(tmp_path):
+    def check():
+        raise StoreError("another driver has taken over")
+
+    search = StudySearch(StoreJournal(Store(tmp_path), "optuna.log"), "row", SPACE, 4, 7, gap=False, first=[])
+    search.journal.check = check
+    before = Store(tmp_path).read_bytes("optuna.log")
+    with pytest.raises(StoreError, match="another driver"):
+        search.suggest("t0")
+    assert Store(tmp_path).read_bytes("optuna.log") == before
+
+
+def test_a_trial_that_could_not_be_told_is_told_again(tmp_path, monkeypatch):
+    search = StudySearch(StoreJournal(Store(tmp_path), "optuna.log"), "row", SPACE, 4, 7, gap=False, first=[])
+    search.suggest("t0")
+    last = {EPOCH: 2, ACCURACY: 0.5, GAP: math.nan, RESULT: None}
+
+    def full():
+        raise StoreError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search.journal, "flush", full)
+        with pytest.raises(StoreError, match="no space"):
+            search.on_trial_complete("t0", last)
+    search.on_trial_complete("t0", last)
+    (trial,) = Sweep(Store(tmp_path), 4).search.study.trials
+    assert (trial.state, accuracies_of(trial)) == (TrialState.PRUNED, {2: 0.5})
 
 
 def test_optuna_itself_reads_the_journal(tmp_path, undisturbed):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +15,7 @@ from raybal.config import parse
 from raybal.errors import ConfigError
 from raybal.settings import from_plain
 from raybal.tuning.config import TuneConfig
-from raybal.tuning.spaces import Dimension, draw, merged, samples, settings_from, space_of, values_in
+from raybal.tuning.spaces import Dimension, corners, draw, merged, samples, settings_from, space_of, values_in
 from raybal.tuning.trial import Plan
 
 ALL = ["method", "pace", "learning_rate", "weight_decay", "fusion"]
@@ -92,6 +94,135 @@ def test_published_values_come_first_and_those_outside_a_range_do_not():
     assert first_values(settings, narrow) == [{"balancing.beta_max": 1.0, "balancing.alpha": 2.0}]
     own = MLBSettings(alpha=2.5)
     assert first_values(own, narrow)[0] == {"balancing.beta_max": 2.0, "balancing.alpha": 2.5}
+
+
+def rounded(settings: BalancingSettings) -> dict:
+    """Plain settings without the last digits of numbers."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)), parse_float=lambda text: round(float(text), 9))
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_published_settings_are_tried_wherever_their_keys_are_searched(method):
+    settings = settings_of(method)
+    space = space_of(settings, ["method", "pace"], {}, 90)
+    tried = [
+        merged(base_of(settings), settings_from(v, type(settings)))["balancing"] for v in first_values(settings, space)
+    ]
+    built = [from_plain(BalancingSettings, one) for one in tried]
+    for own in ({}, *settings.published):
+        wanted = from_plain(BalancingSettings, {"method": method, **own})
+        keys = {key for key in own if key != "pace"}
+        searched = {key.split(".")[1] for key in space} | ({"alpha"} if method == "mlb" else set())
+        outside = method == "mlb" and own.get("beta_max") == 0.5
+        if keys <= searched and not outside:
+            assert rounded(wanted) in map(rounded, built)
+        else:
+            assert rounded(wanted) not in map(rounded, built)
+
+
+def test_published_settings_are_tried_too_where_every_modality_has_a_pace():
+    settings = METHODS.get("ogm").Settings(method="ogm")
+    modalities = tuple(SimpleNamespace(name=name) for name in ("audio", "video"))
+    space = space_of(settings, ["method", "paces"], {}, 20, ["audio", "video"])
+    found = Plan(TuneConfig(), "row", settings, space, modalities, (), "", {}).first_values()
+    assert len(found) == 1 + len(settings.published)
+    windows = [own["pace"] for own in settings.published if "pace" in own]
+    assert windows
+    for m in ("audio", "video"):
+        kinds = [values[f"balancing.paces.{m}.kind"] for values in found]
+        assert kinds.count("window") == sum(w["kind"] == "window" for w in windows)
+
+
+def test_what_ends_a_pace_of_any_kind_stays_where_its_kind_is_searched():
+    own = from_plain(BalancingSettings, {"method": "mlb", "pace": {"phase_out": 0.1, "phase_out_steps": 7}})
+    plan = Plan(TuneConfig(), "row", own, space_of(own, ["pace"], {}, 20), (), (), "", {})
+    for values in samples(plan.space):
+        pace = plan.settings(values)[0].pace
+        assert (pace.phase_out, pace.phase_out_steps) == (0.1, 7)
+        assert pace.kind == values["balancing.pace.kind"]
+
+
+@pytest.mark.parametrize(
+    ("given", "keys"),
+    [
+        ({"values": [1.5, 3.0]}, {"beta_max", "slope"}),
+        ({"values": [3.0]}, {"beta_max", "slope"}),
+        ({"values": [0.5, 1.0]}, {"beta_max", "alpha"}),
+        ({"values": [1.0, 4.0]}, {"beta_max", "slope", "alpha"}),
+        ({"kind": "uniform", "low": 1.5, "high": 20.0}, {"beta_max", "slope"}),
+        ({"kind": "uniform", "low": 0.5, "high": 20.0}, {"beta_max", "alpha"}),
+    ],
+)
+def test_alpha_is_searched_whatever_the_ceilings(given, keys):
+    dimension = from_plain(Dimension, given)
+    settings = settings_of("mlb")
+    space = space_of(settings, ["method"], {"balancing.beta_max": dimension}, 20)
+    assert set(space) == {f"balancing.{key}" for key in keys}
+    for seed in range(20):
+        values = random_values(space, seed)
+        assert len(values) == 2
+        assert "alpha" in settings_from(values, MLBSettings)["balancing"]
+
+
+def test_a_condition_stays_where_a_key_is_narrowed():
+    given = {"balancing.slope": Dimension("loguniform", 1.0, 2.0), "balancing.pace.end": Dimension("uniform", 0.6, 0.7)}
+    plain = space_of(settings_of("mlb"), ["method", "pace"], {}, 20)
+    space = space_of(settings_of("mlb"), ["method", "pace"], given, 20)
+    for key, dimension in given.items():
+        assert space[key] == dataclasses.replace(dimension, when=plain[key].when)
+        assert space[key].when
+
+
+def test_corners_hold_what_does_not_fit_together():
+    space = space_of(settings_of("mlb"), ["pace"], {"balancing.pace.start": Dimension("uniform", 0.0, 0.9)}, 20)
+    kinds = {
+        (v["balancing.pace.kind"], v.get("balancing.pace.start"), v.get("balancing.pace.end")) for v in corners(space)
+    }
+    assert ("window", 0.9, 0.5) in kinds
+    with pytest.raises(
+        ConfigError, match=r"row: balancing\.pace\.end: 0\.5 is not accepted; it must be at least start"
+    ):
+        Plan(TuneConfig(), "row", settings_of("mlb"), {}, (), (), "", {}).searching(
+            ["pace"], {"balancing.pace.start": Dimension("uniform", 0.0, 0.9)}
+        )
+
+
+@pytest.mark.parametrize(
+    ("own", "groups", "given", "grace"),
+    [
+        ({}, ["method"], {}, 7),
+        ({}, ["pace"], {}, 7),
+        ({"pace": {"kind": "window", "start": 0.6}}, ["method"], {}, 13),
+        ({"pace": {"kind": "window", "start": 0.6}}, ["pace"], {}, 7),
+        ({}, ["pace"], {"balancing.pace.start": Dimension("choice", values=[0.2, 0.5])}, 11),
+        ({"paces": {"audio": {"kind": "window", "start": 0.8}}}, ["method"], {}, 17),
+    ],
+)
+def test_no_trial_is_stopped_before_its_pace_has_begun(own, groups, given, grace):
+    settings = from_plain(BalancingSettings, {"method": "mlb", **own})
+    config = from_plain(TuneConfig, {"train": {"epochs": 20}})
+    plan = Plan(config, "row", settings, space_of(settings, groups, given, 20), (), (), "", {})
+    assert plan.grace == grace
+    fixed = dataclasses.replace(config, stopping=dataclasses.replace(config.stopping, grace=3))
+    assert dataclasses.replace(plan, config=fixed).grace == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"space": {"train.epochs": 5}}, r"space\.train\.epochs: all trials have the same; give --train\.epochs"),
+        ({"space": {"train.num_workers": 2}}, r"space\.train\.num_workers: .* give --train\.num-workers"),
+        (
+            {"methods": ["mlb-published"], "balancing": {"mlb-published": {"method": "mlb"}}},
+            "methods: 'mlb-published' is not accepted",
+        ),
+        ({"stopping": {"grace": 21}, "train": {"epochs": 20}}, r"stopping\.grace: 21 is not accepted"),
+        ({"population": {"members": 4, "interval": 5}, "train": {"epochs": 5}}, r"population\.interval: 5"),
+    ],
+)
+def test_what_would_break_a_comparison_is_refused(content, message):
+    with pytest.raises(ConfigError, match=message):
+        from_plain(TuneConfig, content)
 
 
 @pytest.mark.parametrize("method", METHODS.names())

@@ -126,13 +126,17 @@ def test_killed_in_the_middle_of_a_trial(finished, feature_pool, tmp_path):
 
 @pytest.mark.skipif("RAYBAL_LONG" not in os.environ, reason="a minute and a half: run with RAYBAL_LONG=1")
 def test_two_trials_of_two_workers_each_at_a_time(cluster, feature_pool, tmp_path):
-    changes = {"train.num-workers": 2, "methods": "mlb", "trials": 2, "seeds": 0, "finalists": 1, "finalist-seeds": 1}
+    changes = {"train.num-workers": 2, "methods": "mlb", "trials": 3, "seeds": 0, "finalists": 1, "finalist-seeds": 1}
     changes |= {"train.epochs": 3, "stopping.grace": 1}
     summary = run_sweep(parse(TuneConfig, options(feature_pool, tmp_path / "store", **changes)))
     (row,) = summary.rows
-    assert len(row.trials) == 2
+    assert len(row.trials) == 3
     assert row.finished
     assert all(list(t.accuracies) == list(range(1, len(t.accuracies) + 1)) for t in row.trials)
+    # They fill the cluster of 4 CPUs, and neither waits for the other.
+    journal = StoreJournal(Store(str(tmp_path / "store")), "optuna.log")
+    first, second, *_ = optuna.load_study(study_name="mlb", storage=JournalStorage(journal)).trials
+    assert second.datetime_start < first.datetime_complete
 
 
 @pytest.mark.parametrize(
