@@ -9,14 +9,16 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.train import ScalingConfig
 
 from raybal.errors import ConfigError, RaybalError
 from raybal.settings import Settings, setting
 from raybal.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from ray.train import ScalingConfig
 
 #: Trials that run at a time at most, where a cluster may grow without end.
 MOST_TRIALS = 1000
@@ -123,6 +125,9 @@ def scaling(train: TrainSettings, settings: ResourceSettings) -> ScalingConfig:
     Raises:
         ConfigError: the workers ask for more than this machine has, or the cluster at its largest.
     """
+    # Takes a second to import, which most processes can do without.
+    from ray.train import ScalingConfig
+
     bundle = _bundle(train, settings)
     _check_room(bundle, train.num_workers, "train.num_workers")
     return ScalingConfig(num_workers=train.num_workers, use_gpu="GPU" in bundle, resources_per_worker=bundle)

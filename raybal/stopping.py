@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 from raybal.settings import Settings, setting
 
@@ -102,6 +101,9 @@ def expected_gain(labels: Sequence[int], accuracy: Sequence[float], size: int) -
         labels, accuracy: of at least four rounds.
         size: labels to come.
     """
+    # As long an import as that of all of raybal, and few loops get here.
+    from scipy.optimize import least_squares
+
     n = np.asarray(labels, np.float64) / labels[-1]
     wanted = np.asarray(accuracy, np.float64)
 

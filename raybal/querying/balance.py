@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import entropy
 
 from raybal import hashing
 from raybal.querying.base import Candidates, Query, QueryStrategy, QuotaSettings, Request, column_names, gather
@@ -36,6 +35,9 @@ def balance_of(items: dict[str, Facts], pool: Facts) -> Facts:
     """
     if not items or not pool:
         return {}
+    # As long an import as that of all of raybal, and few processes get here.
+    from scipy.stats import entropy
+
     contribution = np.array([facts["contribution"] for facts in items.values()])
     strongest = np.bincount(contribution.argmax(1), minlength=contribution.shape[1])
     classes = Counter(facts["predicted"] for facts in items.values())

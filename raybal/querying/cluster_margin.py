@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
 from raybal import hashing
@@ -68,6 +67,8 @@ class ClusterMargin(EmbeddingStrategy):
 
     def _clusters(self, candidates: Candidates, ids: list[str], count: int) -> NDArray[np.int64]:
         """Returns the cluster of each of these items, [n], numbered from 0."""
+        from scipy.cluster.hierarchy import fcluster, linkage
+
         if len(ids) < 2:
             return np.zeros(len(ids), np.int64)
         _, z = self.embeddings(candidates, ids)

@@ -44,7 +44,7 @@ from raybal.tasks import as_they_end, ready_to_train
 from raybal.training.settings import TrainSettings
 from raybal.tuning.config import BEGUN, FOLDERS, TuneConfig
 from raybal.tuning.journal import JOURNAL, StoreJournal
-from raybal.tuning.search import ACCURACY, EPOCH, GAP, NUMBER, RESULT, VALUES
+from raybal.tuning.keys import ACCURACY, EPOCH, GAP, NUMBER, RESULT, VALUES
 from raybal.tuning.spaces import (
     SHARED,
     Dimension,

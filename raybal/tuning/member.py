@@ -24,7 +24,7 @@ from raybal.table.cells import probe_on_validation
 from raybal.tasks import ready_to_train
 from raybal.training.checkpoint import Checkpoints
 from raybal.training.task import TrainTask
-from raybal.tuning.search import ACCURACY, EPOCH
+from raybal.tuning.keys import ACCURACY, EPOCH
 from raybal.tuning.spaces import Space, Values, drawn
 from raybal.tuning.trial import Plan, gap_of
 

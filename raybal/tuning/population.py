@@ -35,8 +35,8 @@ from raybal.errors import RaybalError, shorten
 from raybal.resources import trial_options
 from raybal.store import Store
 from raybal.training.checkpoint import Checkpoints
+from raybal.tuning.keys import ACCURACY, EPOCH
 from raybal.tuning.member import ENDED, MEMBER, ORIGIN, STATE, STRENGTH, members, run_member, state_folder, values_with
-from raybal.tuning.search import ACCURACY, EPOCH
 from raybal.tuning.summary import Found, RowFound
 from raybal.tuning.trial import Plan
 from raybal.tuning.trials import run, run_config, set_defaults

@@ -24,13 +24,9 @@ from ray.tune.search.optuna import OptunaSearch
 
 from raybal import hashing
 from raybal.tuning.journal import StoreJournal
+from raybal.tuning.keys import ACCURACY, EPOCH, GAP, INSIDE, NUMBER, RESULT, VALUES
 from raybal.tuning.spaces import Dimension, Space, Values, draw
 
-ACCURACY, GAP, EPOCH = "accuracy", "gap", "epoch"
-#: Keys of a trial's last report, and of its configuration.
-RESULT, NUMBER, VALUES = "result", "number", "values"
-#: Key of a report: epochs that a method has trained copies of the model for.
-INSIDE = "inside"
 #: User attributes of a trial, and INSIDE.
 REPORTS, FACTS = "reports", "facts"
 #: Seconds that a trial took, waiting and starting included; of one that was resumed, those since then.

@@ -31,7 +31,7 @@ from raybal.training.settings import TrainSettings
 from raybal.training.task import TrainTask
 from raybal.training.worker import train
 from raybal.tuning.config import TuneConfig
-from raybal.tuning.search import ACCURACY, EPOCH, GAP, INSIDE, NUMBER, RESULT, VALUES
+from raybal.tuning.keys import ACCURACY, EPOCH, GAP, INSIDE, NUMBER, RESULT, VALUES
 from raybal.tuning.spaces import (
     Dimension,
     Space,

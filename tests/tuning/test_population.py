@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from types import SimpleNamespace
 
@@ -17,9 +18,9 @@ from raybal.settings import from_plain
 from raybal.start import at_work
 from raybal.store import Store
 from raybal.tuning.config import BEGUN, TuneConfig
+from raybal.tuning.keys import ACCURACY, EPOCH
 from raybal.tuning.member import STRENGTH, Schedule, extended, members, values_with
 from raybal.tuning.population import Record, _stepped, populate, scheduler
-from raybal.tuning.search import ACCURACY, EPOCH
 from raybal.tuning.spaces import settings_from, space_of
 from raybal.tuning.summary import RowFound
 from raybal.tuning.sweep import Sweep
@@ -126,6 +127,7 @@ def populated(pool, folder) -> RowFound:
 
 
 @pytest.mark.ray
+@pytest.mark.skipif("RAYBAL_LONG" not in os.environ, reason="most of a minute: run with RAYBAL_LONG=1")
 def test_takeovers_take_effect_also_those_of_a_driver_that_was_lost(cluster, feature_pool, tmp_path, monkeypatch):
     row = populated(feature_pool, tmp_path / "undisturbed")
     store = Store(str(tmp_path / "undisturbed"))

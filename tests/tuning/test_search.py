@@ -19,17 +19,8 @@ from raybal.balancing.base import METHODS
 from raybal.errors import StoreError
 from raybal.store import Store
 from raybal.tuning.journal import StoreJournal
-from raybal.tuning.search import (
-    ACCURACY,
-    EPOCH,
-    GAP,
-    NUMBER,
-    RESULT,
-    VALUES,
-    Halving,
-    StudySearch,
-    accuracies_of,
-)
+from raybal.tuning.keys import ACCURACY, EPOCH, GAP, NUMBER, RESULT, VALUES
+from raybal.tuning.search import Halving, StudySearch, accuracies_of
 from raybal.tuning.spaces import space_of
 
 EPOCHS = 9
