@@ -109,7 +109,7 @@ def run_member(
     def diverged(why: str, due: int) -> dict[str, Any]:
         """Has the worst accuracy there is until another is taken over, or to the end."""
         for epoch in range(due, epochs, interval):
-            _report_state(store, task, State(schedule, state.epoch, why), {EPOCH: epoch, ACCURACY: 0.0})
+            _report_state(store, task, MemberState(schedule, state.epoch, why), {EPOCH: epoch, ACCURACY: 0.0})
         last[ACCURACY] = 0.0
         return {"diverged": why, "history": task.history(), "epoch": 0}
 
@@ -117,7 +117,7 @@ def run_member(
         epoch = record["epoch"]
         last[ACCURACY] = record["validation"]["fused"]["accuracy"]
         if epoch % interval == 0 and epoch < epochs:
-            _report_state(store, task, State(schedule, epoch), {EPOCH: epoch, **last})
+            _report_state(store, task, MemberState(schedule, epoch), {EPOCH: epoch, **last})
 
     with ready_to_train():
         if state.diverged is not None:
@@ -141,7 +141,7 @@ def state_folder(row: str, member: int, epoch: int) -> str:
 
 
 @dataclass(frozen=True)
-class State:
+class MemberState:
     """What a member has reached, beside its checkpoint.
 
     Attributes:
@@ -157,7 +157,7 @@ class State:
     reported: int = 0
 
 
-def _report_state(store: Store, task: TrainTask, state: State, metrics: dict[str, Any]) -> None:
+def _report_state(store: Store, task: TrainTask, state: MemberState, metrics: dict[str, Any]) -> None:
     """Keeps what a member, or one that takes it over, goes on from, and reports where it lies: Ray Tune skips takeovers
     of members that report no checkpoint."""
     done = Checkpoints(store, task.folder).epochs("epoch")
@@ -182,12 +182,12 @@ def _state_of(config: dict[str, Any]) -> str | None:
         return Store(path).read_yaml("state.yaml")[STATE]
 
 
-def _restored(store: Store, folder: str, place: str | None, member: Member) -> State:
+def _restored(store: Store, folder: str, place: str | None, member: Member) -> MemberState:
     """Puts the checkpoint of a state into a training run's folder; returns the state."""
     if place is None:
-        return State([(0.0, member.strength)])
+        return MemberState([(0.0, member.strength)])
     for name in store.names(place):
         if name.endswith(".safetensors"):
             store.write_bytes(f"{folder}/{name}", store.read_bytes(f"{place}/{name}"))
     facts = store.read_yaml(f"{place}/{SCHEDULE}")
-    return State(**{**facts, "schedule": [(at, strength) for at, strength in facts["schedule"]]})
+    return MemberState(**{**facts, "schedule": [(at, strength) for at, strength in facts["schedule"]]})
