@@ -101,7 +101,7 @@ def expected_gain(labels: Sequence[int], accuracy: Sequence[float], size: int) -
         labels, accuracy: of at least four rounds.
         size: labels to come.
     """
-    # As long an import as that of all of raybal, and few loops get here.
+    # Takes most of a second to import, and few loops get here.
     from scipy.optimize import least_squares
 
     n = np.asarray(labels, np.float64) / labels[-1]

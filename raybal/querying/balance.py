@@ -35,7 +35,7 @@ def balance_of(items: dict[str, Facts], pool: Facts) -> Facts:
     """
     if not items or not pool:
         return {}
-    # As long an import as that of all of raybal, and few processes get here.
+    # Takes most of a second to import, and few processes get here.
     from scipy.stats import entropy
 
     contribution = np.array([facts["contribution"] for facts in items.values()])
