@@ -30,6 +30,10 @@ class LabelError(RaybalError):
     """An answer, a query sheet or a label table that raybal cannot take."""
 
 
+class InstallationError(RaybalError):
+    """A library that is there and cannot be loaded: no fault of whatever was to be done with it."""
+
+
 class DivergedError(RaybalError):
     """A training run whose values are no longer finite: another start of it would end the same way."""
 

@@ -18,7 +18,7 @@ from raybal.data.chunk import Chunk, Converted, Preprocessing
 from raybal.data.files import fingerprint_of, fingerprints, read_media, without_secrets
 from raybal.data.schema import Modality
 from raybal.data.sources import Source
-from raybal.errors import StoreError
+from raybal.errors import InstallationError, StoreError
 from raybal.media.clip import Clip, decode_clip
 from raybal.media.container import IMAGE_KINDS, probe
 from raybal.media.damage import MediaError, sniff
@@ -72,6 +72,7 @@ def convert(
 
     Raises:
         DataError: the Parquet file that holds the items cannot be read.
+        InstallationError: a library that decodes cannot be loaded.
     """
     arrays: dict[str, list[NDArray | None]] = {m.name: [] for m in modalities}
     result = Converted()
@@ -144,6 +145,7 @@ def _item(
 
     Raises:
         ItemError: it cannot be prepared.
+        InstallationError: no item like it can be, here.
     """
     item = _Item()
     for source, cell in cells.items():
@@ -164,6 +166,8 @@ def _item(
                 item.values[name] = _decode(item, cell, modalities[name], settings)
         except (MediaError, StoreError) as error:
             raise ItemError(name, where, str(error)) from error
+        except InstallationError:
+            raise
         # One file must not stop all others, whatever a decoder makes of it.
         except Exception as error:
             raise ItemError(name, where, f"cannot be decoded: {type(error).__name__}: {error}") from error

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raybal.errors import ConfigError
+from raybal.errors import ConfigError, InstallationError
 from raybal.media.container import check_rate, decode, open_sound, seconds_at_end
 from raybal.media.damage import MediaError
 from raybal.settings import Settings, setting
@@ -216,25 +217,38 @@ def _to_length(sound: torch.Tensor, settings: AudioSettings) -> torch.Tensor:
     return sound[start : start + length]
 
 
+def _torchaudio() -> ModuleType:
+    """Returns torchaudio.
+
+    Raises:
+        InstallationError: it cannot be loaded. No file is to blame for that.
+    """
+    try:
+        import torchaudio
+    except (ImportError, OSError) as error:
+        raise InstallationError(
+            f"torchaudio cannot be loaded beside torch {torch.__version__} ({error}), and without it no sound can be "
+            "prepared; install the releases that raybal names in its requirements"
+        ) from error
+    return torchaudio
+
+
 @lru_cache(maxsize=16)
 def _resampler(old_rate: int, new_rate: int) -> torch.nn.Module:
-    from torchaudio.transforms import Resample
-
-    return Resample(old_rate, new_rate)
+    return _torchaudio().transforms.Resample(old_rate, new_rate)
 
 
 @lru_cache(maxsize=16)
 def _transform(settings: AudioSettings) -> torch.nn.Module:
-    from torchaudio.transforms import MelSpectrogram, Spectrogram
-
+    transforms = _torchaudio().transforms
     lengths = {
         "n_fft": settings.fft_size(),
         "win_length": round(settings.window * settings.sample_rate),
         "hop_length": round(settings.hop * settings.sample_rate),
     }
     if settings.spectrum == "linear":
-        return Spectrogram(**lengths, power=1.0)
-    return MelSpectrogram(
+        return transforms.Spectrogram(**lengths, power=1.0)
+    return transforms.MelSpectrogram(
         sample_rate=settings.sample_rate,
         **lengths,
         f_min=settings.lowest,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +18,7 @@ from raybal.data.convert import convert
 from raybal.data.files import fingerprints
 from raybal.data.schema import Modality
 from raybal.data.sources import Source
+from raybal.errors import InstallationError
 from raybal.media.audio import AudioSettings
 from raybal.media.clip import decode_audio, decode_video
 from raybal.media.container import probe
@@ -74,6 +78,18 @@ def test_whatever_a_decoder_raises_is_one_damaged_item(files, monkeypatch, error
     assert (item, uri, modality) == ("i1", str(files["dark"]), "clip")
     assert reason == f"cannot be decoded: {type(error).__name__}: {error}"
     assert [now] == fingerprints([uri])
+
+
+def test_an_installation_that_is_broken_is_no_damage(files, tmp_path, monkeypatch):
+    # As of a torchaudio that was built for another torch.
+    (tmp_path / "torchaudio.py").write_text("raise OSError('undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+        monkeypatch.delitem(sys.modules, name)
+    settings = dataclasses.replace(SMALL, audio=AudioSettings(seconds=0.2, mels=7))
+    audio = dataclasses.replace(AUDIO, shape=settings.audio.shape())
+    with pytest.raises(InstallationError, match=r"^torchaudio cannot be loaded .*undefined symbol"):
+        convert(chunk(2, uri=[files["silent"], files["clip"]]), (CLIP,), (VIDEO, audio), settings)
 
 
 def test_damage_is_named_by_its_column(files):
