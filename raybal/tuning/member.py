@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any
 
 from ray import tune
 
-from raybal import hashing
 from raybal.data.pool import Labelled
 from raybal.errors import DivergedError
 from raybal.store import Store
@@ -25,7 +23,7 @@ from raybal.tasks import ready_to_train
 from raybal.training.checkpoint import Checkpoints
 from raybal.training.task import TrainTask
 from raybal.tuning.keys import ACCURACY, EPOCH
-from raybal.tuning.spaces import Space, Values, drawn
+from raybal.tuning.spaces import Values
 from raybal.tuning.trial import Plan, gap_of
 
 #: Keys of a member's configuration: its number, whose values it has, the strength that its pace goes to, and the
@@ -52,17 +50,6 @@ class Member:
 
     values: Values
     strength: float
-
-
-def members(space: Space, first: Sequence[Values], count: int, seed: int) -> list[Member]:
-    """Returns the members that a population begins with: given values first, then drawn ones; strength 1 (the method as
-    it is) first, 0 (its baseline) second, then drawn ones."""
-    found = []
-    for k in range(count):
-        values = first[k] if k < len(first) else drawn(space, hashing.digest(seed, "member", k))
-        strength = float(1 - k) if k < 2 else random.Random(hashing.digest(seed, "strength", k)).random()
-        found.append(Member(dict(values), strength))
-    return found
 
 
 def extended(schedule: Schedule, strength: float, epoch: int, interval: int, epochs: int) -> Schedule:

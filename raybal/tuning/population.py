@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,9 @@ from raybal.resources import trial_options
 from raybal.store import Store
 from raybal.training.checkpoint import Checkpoints
 from raybal.tuning.keys import ACCURACY, EPOCH
-from raybal.tuning.member import ENDED, MEMBER, ORIGIN, STATE, STRENGTH, members, run_member, state_folder, values_with
+from raybal.tuning.member import ENDED, MEMBER, ORIGIN, STATE, STRENGTH, Member, run_member, state_folder, values_with
+from raybal.tuning.search import drawn
+from raybal.tuning.spaces import Space, Values
 from raybal.tuning.summary import Found, RowFound
 from raybal.tuning.trial import Plan
 from raybal.tuning.trials import run, run_config, set_defaults
@@ -220,6 +222,17 @@ def scheduler(kind: str, interval: int, share: float, record: Record) -> Populat
     mutations = {STRENGTH: tune.uniform(0.0, 1.0)}
     explore = {"perturbation_factors": (1.0, 1.0), "custom_explore_fn": _stepped}
     return _PBT(record, hyperparam_mutations=mutations, **explore, **common)
+
+
+def members(space: Space, first: Sequence[Values], count: int, seed: int) -> list[Member]:
+    """Returns the members that a population begins with: given values first, then drawn ones; strength 1 (the method as
+    it is) first, 0 (its baseline) second, then drawn ones."""
+    found = []
+    for k in range(count):
+        values = first[k] if k < len(first) else drawn(space, hashing.digest(seed, "member", k))
+        strength = float(1 - k) if k < 2 else random.Random(hashing.digest(seed, "strength", k)).random()
+        found.append(Member(dict(values), strength))
+    return found
 
 
 def populate(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
+from raybal.lease import Lease
 from raybal.start import at_work, say_where
+from raybal.store import Store
 from raybal.tuning.config import BEGUN, TuneConfig
 from raybal.tuning.loops import LoopSweep
 from raybal.tuning.page import write_loops_page, write_page
@@ -20,18 +23,15 @@ def run_sweep(config: TuneConfig) -> SweepSummary | LoopsSummary:
     Raises:
         RaybalError: the sweep cannot begin or continue.
     """
-    summary: SweepSummary | LoopsSummary
-    if config.loop.label_budget:
-        with at_work(BEGUN, config, LoopSweep) as loops:
-            loops.begin()
-            summary = loops.run()
-        store, report = loops.store, write_loops_page(loops.store, summary, loops.config)
+    begin: Callable[[TuneConfig, Store, Lease], Sweep | LoopSweep] = LoopSweep if config.loop.label_budget else Sweep
+    with at_work(BEGUN, config, begin) as sweep:
+        sweep.begin()
+        summary = sweep.run()
+    if isinstance(summary, LoopsSummary):
+        report = write_loops_page(sweep.store, summary, sweep.config)
     else:
-        with at_work(BEGUN, config, Sweep) as sweep:
-            sweep.begin()
-            summary = sweep.run()
-        store, report = sweep.store, write_page(sweep.store, summary, sweep.config)
+        report = write_page(sweep.store, summary, sweep.config)
     for line in summary.lines():
         log.info("%s", line)
-    say_where(store, report)
+    say_where(sweep.store, report)
     return summary

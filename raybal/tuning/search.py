@@ -206,6 +206,12 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     return FloatDistribution(low, high, log=dimension.kind == "loguniform")
 
 
+def drawn(space: Space, seed: int) -> Values:
+    """Returns values of a space drawn at random."""
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed % 2**32)).ask()
+    return draw(space, lambda key, dimension: _suggest(trial, key, dimension))
+
+
 def _suggest(trial: optuna.Trial, key: str, dimension: Dimension) -> Any:
     if dimension.kind == "choice":
         return trial.suggest_categorical(key, dimension.values)

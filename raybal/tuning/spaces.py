@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,23 +186,6 @@ def draw(space: Space, ask: Callable[[str, Dimension], Any]) -> Values:
         if all(values.get(other) in accepted for other, accepted in dimension.when.items()):
             values[key] = ask(key, dimension)
     return values
-
-
-def drawn(space: Space, seed: int) -> Values:
-    """Returns values of a space drawn at random."""
-    generator = random.Random(seed)
-
-    def ask(_: str, dimension: Dimension) -> Any:
-        if dimension.kind == "choice":
-            return generator.choice(dimension.values)
-        low, high = dimension.bounds
-        if dimension.kind == "int":
-            return generator.randint(int(low), int(high))
-        if dimension.kind == "loguniform":
-            return math.exp(generator.uniform(math.log(low), math.log(high)))
-        return generator.uniform(low, high)
-
-    return draw(space, ask)
 
 
 def samples(space: Space) -> Iterator[Values]:

@@ -19,8 +19,8 @@ from raybal.start import at_work
 from raybal.store import Store
 from raybal.tuning.config import BEGUN, TuneConfig
 from raybal.tuning.keys import ACCURACY, EPOCH
-from raybal.tuning.member import STRENGTH, Schedule, extended, members, values_with
-from raybal.tuning.population import Record, _stepped, populate, scheduler
+from raybal.tuning.member import STRENGTH, Schedule, extended, values_with
+from raybal.tuning.population import Record, _stepped, members, populate, scheduler
 from raybal.tuning.spaces import settings_from, space_of
 from raybal.tuning.summary import RowFound
 from raybal.tuning.sweep import Sweep
