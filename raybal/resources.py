@@ -16,6 +16,7 @@ import ray
 from raybal.errors import ConfigError, RaybalError
 from raybal.settings import Settings, setting
 from raybal.training.settings import TrainSettings
+from raybal.workers import free_port
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
@@ -67,7 +68,7 @@ def cluster(settings: ResourceSettings) -> Iterator[None]:
     if _is_connected():
         _connect()
     else:
-        port = _free_port()
+        port = free_port()
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
         memory = settings.object_store_gb
         ray.init(
@@ -106,12 +107,6 @@ def _connect() -> None:
             f"RAY_ADDRESS: no Ray cluster answers at {address!r} ({error}); start it, correct the address, or unset "
             "it to use this machine alone"
         ) from error
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def capacity(resource: str) -> float:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 
 from raybal.errors import ConfigError
 from raybal.resources import ResourceSettings, capacity, cluster
+from raybal.workers import free_port
 
 
 @contextlib.contextmanager
@@ -30,9 +30,7 @@ def cores_of(count: int) -> Iterator[None]:
         raise ConfigError(f"cores: {count} is not accepted; {len(usable)} can be used here")
     if not (ray.is_initialized() or os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID")):
         _confine(usable[:count], count)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
         ray.init("local", num_cpus=count, dashboard_port=port, include_dashboard=True, logging_level=logging.ERROR)
     try:

@@ -8,7 +8,7 @@ of each. No row is ever dropped, and a run resumed at an epoch sees the batches 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,13 +119,13 @@ def epoch_batches(
         batch_size: rows of a whole batch, over all workers and micro-batches.
         seed, epoch: what the order depends on, with the ids.
         rank, world: this worker's number and the number of workers.
-        accumulate: number of micro-batches a worker cuts its part into.
+        accumulate: number of micro-batches that a batch is cut into; each worker has a part of each.
     """
     order = hashing.order(items.ids, seed, epoch)
     for step in range(steps_per_epoch(len(items), batch_size)):
         rows = order[step * batch_size : (step + 1) * batch_size]
-        parts: Sequence[NDArray[np.int64]] = np.array_split(rows, world * accumulate)
-        mine = parts[rank * accumulate : (rank + 1) * accumulate]
+        # Micro-batches first: what a method compares within one is then the same for any number of workers.
+        mine = [np.array_split(part, world)[rank] for part in np.array_split(rows, accumulate)]
         yield [gather(items, part, device or torch.device("cpu"), total=len(rows)) for part in mine]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import socket
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +12,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from raybal.testing.runs import Case, Weights, as_they_are, killed_and_resumed, run_of, same, trained
+from raybal.testing.runs import Case, Weights, as_they_are, items_of, killed_and_resumed, run_of, same, trained
 from raybal.training.fit import fit
-from raybal.workers import Distributed
+from raybal.workers import Distributed, free_port
 
 #: The check's name among a method's exceptions.
 WORKERS = "workers"
@@ -40,7 +39,7 @@ def check_workers(cases: Sequence[Case], world: int) -> list[list[dict[str, Any]
     """
     with tempfile.TemporaryDirectory() as folder:
         sent = [dataclasses.replace(case, baseline=None, permuted=as_they_are) for case in cases]
-        mp.spawn(_work, (world, _free_port(), folder, sent), nprocs=world)
+        mp.spawn(_work, (world, free_port(), folder, sent), nprocs=world)
         found = [torch.load(f"{folder}/rank-{r}.pt", weights_only=False) for r in range(world)]
     histories = []
     for i, case in enumerate(cases):
@@ -67,7 +66,8 @@ def _compare_workers(case: Case, found: Sequence[tuple[Weights, Any, Weights]]) 
         same(undisturbed, resumed, f"{name}: {world} workers undisturbed beside killed and resumed", 0.0)
 
 
-_PARALLEL: dict[str, Any] = {"clip_norm": 1.0}
+#: In micro-batches, with modalities missing, so that workers have parts of everything.
+_PARALLEL: dict[str, Any] = {"clip_norm": 1.0, "accumulate": 2, "train": items_of(45, missing=0.2)}
 
 
 def _work(rank: int, world: int, port: int, folder: str, cases: list[Case]) -> None:
@@ -85,9 +85,3 @@ def _work(rank: int, world: int, port: int, folder: str, cases: list[Case]) -> N
         results.append((resumed, history, undisturbed))
     torch.save(results, f"{folder}/rank-{rank}.pt")
     dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -31,7 +31,10 @@ def test_any_number_of_workers_sees_the_same_batches(world, accumulate):
     ]
     assert [len(t) for t in together] == [4] * world
     for t in range(4):
-        assert joined(joined(worker[t]) for worker in together) == alone[t]
+        micro = [joined(worker[t][i] for worker in together) for i in range(accumulate)]
+        assert joined(micro) == alone[t]
+        # Methods that compare items within a micro-batch compare the same ones on any number of workers.
+        assert micro == rows(items, batch_size=16, epoch=2, accumulate=accumulate)[t]
 
 
 def test_an_epoch_visits_every_row_once_in_an_order_of_its_own():

@@ -1,7 +1,5 @@
 """A whole training run: resume, keeping the best, and several workers."""
 
-import socket
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +15,7 @@ from raybal.training.checkpoint import Checkpoints
 from raybal.training.evaluate import evaluate
 from raybal.training.fit import Run, fit
 from raybal.training.settings import TrainSettings
-from raybal.workers import Distributed, Workers
+from raybal.workers import Distributed, Workers, free_port
 
 
 def make_run(folder, method="mlb", workers=None, train=None, validation=None, **settings):
@@ -154,12 +152,6 @@ def test_the_pace_of_an_epoch_is_the_mean_over_its_steps(tmp_path):
     assert all("pace" not in r for r in fit(make_run(tmp_path / "joint", "joint"))["history"])
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def _work(rank, world, port, folder, method, options):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
@@ -177,7 +169,7 @@ def test_two_workers_equal_one_at_the_same_batch(tmp_path):
     alone = make_run(tmp_path / "alone", method, validation=make_items(15, seed=9), **options)
     expected = fit(alone)
     assert 5 * np.ceil(40 / 12) == 20
-    mp.spawn(_work, (2, _free_port(), str(_made(tmp_path / "two")), method, options), nprocs=2)
+    mp.spawn(_work, (2, free_port(), str(_made(tmp_path / "two")), method, options), nprocs=2)
     ranks = [torch.load(tmp_path / "two" / f"rank-{r}.pt", weights_only=False) for r in (0, 1)]
     for key, value in alone.classifier.state_dict().items():
         assert torch.equal(ranks[0][1][key], ranks[1][1][key]), f"the replicas differ in {key}"
@@ -201,7 +193,7 @@ def _work_with_batch_norm(rank, world, port, folder):
 
 def test_workers_validate_the_model_that_is_saved(tmp_path):
     """Batch norm's running statistics are those of each worker's own rows; only the first worker's are saved."""
-    mp.spawn(_work_with_batch_norm, (2, _free_port(), str(tmp_path)), nprocs=2)
+    mp.spawn(_work_with_batch_norm, (2, free_port(), str(tmp_path)), nprocs=2)
     (history, state), (_, other) = (torch.load(tmp_path / f"rank-{r}.pt", weights_only=False) for r in (0, 1))
     assert any("running_mean" in key for key in state)
     assert all(torch.equal(state[key], other[key]) for key in state)
