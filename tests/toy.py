@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -112,3 +115,30 @@ def whole_batch(items: Items) -> Batch:
     from raybal.data.batches import gather
 
     return gather(items, np.arange(len(items)), torch.device("cpu"))
+
+
+class Threads:
+    """Workers that are threads of this process."""
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+        self.barrier = threading.Barrier(world)
+        self.values: list[torch.Tensor] = [torch.zeros(0)] * world
+
+    def run(self, work: Callable[[Workers], Any]) -> list[Any]:
+        """What each worker returned."""
+        with ThreadPoolExecutor(self.world) as pool:
+            return list(pool.map(lambda rank: work(_Thread(rank, self)), range(self.world)))
+
+
+class _Thread(Workers):
+    def __init__(self, rank: int, threads: Threads) -> None:
+        self.rank, self.world, self.threads = rank, threads.world, threads
+
+    def all_reduce(self, value: torch.Tensor) -> Callable[[], torch.Tensor]:
+        values, barrier = self.threads.values, self.threads.barrier
+        values[self.rank] = value.clone()
+        barrier.wait(60)
+        value.copy_(torch.stack(values).sum(0))
+        barrier.wait(60)
+        return lambda: value

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from raybal import hashing
-from raybal.analysis.clustering import k_means, scale_columns
+from raybal.analysis.separability import purity as purity
+from raybal.analysis.separability import separability
 from raybal.balancing.base import Context
 from raybal.balancing.looking import Seen, look, part_of
 from raybal.balancing.paced import PacedMethod, PacedSettings
 from raybal.data.batches import Items
 from raybal.errors import ConfigError, DivergedError, RaybalError
 from raybal.settings import setting
-from raybal.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ PAPER: dict[str, Any] = {"match_sizes": False, "max_items": None, "buffers": "ke
 
 @dataclass(frozen=True)
 class DiagnosingRelearningSettings(PacedSettings):
-    """Settings of Diagnosing & Re-learning. Published for CREMA-D: scale 3, every 20 of 90 epochs, three times."""
+    """Settings of Diagnosing & Re-learning. Published for CREMA-D: scale 3, every 20 of 90 epochs, three times; scale 5
+    for UCF101. BalanceBenchmark: every 15 of 30 epochs, so once."""
 
     method: str = setting("diagnosing_relearning", help="balancing method")
     scale: float = setting(
@@ -79,12 +80,37 @@ class DiagnosingRelearningSettings(PacedSettings):
         "forgotten",
     )
 
+    published = ({"scale": 5.0},)
+
+    @classmethod
+    def complete(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        content = super().complete(content)
+        if content.get("preset") == "paper":
+            _check_preset({name: content[name] for name in PAPER if name in content})
+        return content
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset == "paper":
+            defaults = {f.name: f.default for f in dataclasses.fields(self)}
+            _check_preset({name: own for name in PAPER if (own := getattr(self, name)) != defaults[name]})
+            # What is kept and shown of a run is what holds.
+            for name, value in PAPER.items():
+                object.__setattr__(self, name, value)
+
     @classmethod
     def search_space(cls, epochs: int, given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """Intervals are those of the published 90 epochs, as shares of the run."""
         space = super().search_space(epochs, given)
         intervals = sorted({max(1, round(n * epochs / 90)) for n in space["interval"]["values"]})
         return {**space, "interval": {"kind": "choice", "values": intervals}}
+
+
+def _check_preset(given: Mapping[str, Any]) -> None:
+    """Raises a ConfigError where preset paper would overrule what is given."""
+    for name, value in given.items():
+        if value != PAPER[name]:
+            raise ConfigError(f"{name}: preset paper has {PAPER[name]!r}, and {value!r} is given; leave one out")
 
 
 class DiagnosingRelearning(PacedMethod):
@@ -107,11 +133,6 @@ class DiagnosingRelearning(PacedMethod):
     settings: DiagnosingRelearningSettings
 
     def __init__(self, settings: DiagnosingRelearningSettings, modalities: tuple[str, ...], classes: int) -> None:
-        if settings.preset == "paper":
-            for name, value in PAPER.items():
-                if getattr(settings, name) not in (value, getattr(DiagnosingRelearningSettings, name)):
-                    raise ConfigError(f"balancing.{name}: preset paper has {value!r}; leave one of the two out")
-            settings = dataclasses.replace(settings, **PAPER)
         super().__init__(settings, modalities, classes)
         self._fired = 0
         self._initial: dict[str, Tensor] = {}
@@ -242,19 +263,6 @@ def is_due(epoch: int, interval: int, times: int, fired: int) -> bool:
     return epoch > 0 and epoch % interval == 0 and fired < times
 
 
-def purity(clusters: Tensor, labels: Tensor) -> float:
-    """Returns the share of items that are of their cluster's most frequent class, in (0, 1].
-
-    Args:
-        clusters, labels: [n] of integers, any numbering.
-    """
-    _, rows = clusters.unique(return_inverse=True)
-    _, columns = labels.unique(return_inverse=True)
-    counts = torch.zeros(int(rows.max()) + 1, int(columns.max()) + 1, dtype=torch.float64, device=rows.device)
-    counts.index_put_((rows, columns), torch.ones(len(rows), dtype=torch.float64, device=rows.device), accumulate=True)
-    return float(counts.amax(1).sum() / len(rows))
-
-
 def reinit_strength(gap: float, scale: float = 3.0) -> float:
     """Returns tanh(scale * gap), in [0, 1) for a purity gap in [0, 1]."""
     return math.tanh(scale * gap)
@@ -281,27 +289,6 @@ def soft_reinitialise(
     return current
 
 
-def separability(
-    embeddings: Tensor, labels: Tensor, classes: int, restarts: int, seed: int, workers: Workers | None = None
-) -> float:
-    """Returns the purity of as many k-means clusters of embeddings as there are classes, each column scaled to [-1, 1].
-
-    Args:
-        embeddings, labels: this worker's part, [n, d] and int64 [n] in 0..classes-1.
-
-    Raises:
-        ValueError: fewer items than classes over all workers.
-        ArithmeticError: embeddings that are not finite.
-    """
-    workers = workers or Workers()
-    clusters = k_means(scale_columns(embeddings, workers), classes, restarts=restarts, seed=seed, workers=workers)
-    counts = torch.zeros(classes, classes, dtype=torch.float64, device=embeddings.device)
-    ones = torch.ones(len(labels), dtype=torch.float64, device=embeddings.device)
-    counts.index_put_((clusters.assignment, labels), ones, accumulate=True)
-    counts = workers.sum(counts)
-    return float(counts.amax(1).sum() / counts.sum())
-
-
 def _encoders(ctx: Context) -> dict[str, Tensor]:
     named = ctx.classifier.encoders
     return {**dict(named.named_parameters()), **dict(named.named_buffers())}
@@ -319,14 +306,14 @@ def _calm(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, share: floa
 
 
 def _check_equal(ctx: Context) -> None:
-    """Compares the workers' encoders.
+    """Compares the workers' encoders, their weights and their buffers.
 
     Raises:
         RaybalError: they differ.
     """
     # Whole numbers, whose sum does not depend on the order; weighted by position, so that an exchange shows.
-    bits = [p.detach().float().flatten().view(torch.int32).long() for p in ctx.classifier.encoders.parameters()]
+    bits = [v.detach().float().flatten().view(torch.int32).long() for v in _encoders(ctx).values()]
     sums = torch.stack([(v * torch.arange(1, len(v) + 1, device=v.device)).sum() for v in bits])
     everyone = ctx.workers.gather(sums)
     if bool((everyone != everyone[0]).any()):
-        raise RaybalError("the workers' encoders differ after re-learning: their weights were not the same before")
+        raise RaybalError("the workers' encoders differ after re-learning: they were not the same before")

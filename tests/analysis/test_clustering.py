@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import MinMaxScaler
+from toy import Threads
 
 from raybal.analysis.clustering import k_means, scale_columns
 from raybal.workers import Workers
@@ -19,43 +18,6 @@ def make_rows(count=300, k=6, d=5, spread=0.6, seed=0):
     centres = torch.randn(k, d, generator=generator)
     rows = centres[torch.arange(count) % k] + spread * torch.randn(count, d, generator=generator)
     return rows[torch.randperm(count, generator=generator)]
-
-
-class ThreadWorkers(Workers):
-    """One of several workers that are threads of this process."""
-
-    def __init__(self, rank, threads):
-        self.rank, self.world, self.threads = rank, threads.world, threads
-
-    def all_reduce(self, value):
-        values, barrier = self.threads.values, self.threads.barrier
-        values[self.rank] = value.clone()
-        barrier.wait()
-        value.copy_(torch.stack(list(values)).sum(0))
-        barrier.wait()
-        return lambda: value
-
-
-class Threads:
-    """Runs work in threads that are workers of each other."""
-
-    def __init__(self, world):
-        self.world = world
-        self.barrier = threading.Barrier(world)
-        self.values = [None] * world
-
-    def run(self, work):
-        results = [None] * self.world
-
-        def one(rank):
-            results[rank] = work(rank, ThreadWorkers(rank, self))
-
-        threads = [threading.Thread(target=one, args=(r,)) for r in range(self.world)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        return results
 
 
 @pytest.mark.parametrize("k", [2, 6, 20])
@@ -81,7 +43,7 @@ def test_workers_find_what_one_process_finds(sizes):
     rows = make_rows().double()
     alone = k_means(rows, 6, restarts=3, seed=4)
     parts = rows.split(list(sizes))
-    found = Threads(len(sizes)).run(lambda rank, w: k_means(parts[rank], 6, restarts=3, seed=4, workers=w))
+    found = Threads(len(sizes)).run(lambda w: k_means(parts[w.rank], 6, restarts=3, seed=4, workers=w))
     assert torch.equal(torch.cat([f.assignment for f in found]), alone.assignment)
     for one in found:
         torch.testing.assert_close(one.centres, alone.centres)
@@ -93,7 +55,7 @@ def test_columns_are_scaled_over_all_workers():
     wanted = MinMaxScaler((-1, 1)).fit_transform(rows.numpy())
     np.testing.assert_allclose(scale_columns(rows), wanted, atol=1e-6)
     parts = rows.split([7, 0, 23])
-    found = Threads(3).run(lambda rank, w: scale_columns(parts[rank], w))
+    found = Threads(3).run(lambda w: scale_columns(parts[w.rank], w))
     assert torch.equal(torch.cat(found), scale_columns(rows))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from types import SimpleNamespace
 
@@ -11,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix
 from torch import nn
-from toy import make_context, make_items, make_method, make_pair, whole_batch
+from toy import OMICS, Threads, make_classifier, make_context, make_items, make_method, make_pair, whole_batch
 
+from raybal.balancing.base import BalancingSettings
 from raybal.balancing.diagnosing_relearning import (
     is_due,
     purity,
@@ -20,7 +22,9 @@ from raybal.balancing.diagnosing_relearning import (
     separability,
     soft_reinitialise,
 )
+from raybal.balancing.pace import PaceSettings
 from raybal.errors import ConfigError, RaybalError
+from raybal.settings import from_plain
 from raybal.training.step import train_step
 
 PARTS = ("train_audio", "val_audio", "train_visual", "val_visual")
@@ -81,6 +85,41 @@ def test_our_own_clusters_are_as_pure_as_the_authors(vectors):
         labels = torch.from_numpy(data[f"{part.split('_')[0]}_labels"])
         found = separability(features, labels, int(data["n_classes"]), restarts=10, seed=3)
         assert seen.min() - 1e-12 <= found <= seen.max() + 1e-12, part
+
+
+def test_a_column_of_large_numbers_does_not_decide_the_clusters():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    features = torch.randn(3, 8, generator=generator)[labels] + 0.05 * torch.randn(60, 8, generator=generator)
+    large = 1e4 * torch.rand(60, 1, generator=generator)
+    assert separability(torch.cat([features, large], 1), labels, 3, restarts=10, seed=3) == 1.0
+
+
+def test_a_modality_is_pulled_by_the_gap_between_both_parts_whichever_is_purer():
+    train, held_out = make_items(60, OMICS[:2]), make_items(30, OMICS[:2], seed=4)
+    for part in (train, held_out):
+        for m, noise in part.inputs.items():
+            part.inputs[m] = np.float32(np.eye(3, 6)[part.labels] + 0.05 * noise)
+    # What one modality shows of held-out items, and the other of trained ones, says nothing of their classes.
+    held_out.inputs["a"] = np.roll(held_out.inputs["a"], 1, 0)
+    train.inputs["b"] = np.roll(train.inputs["b"], 1, 0)
+    classifier, method = make_pair("diagnosing_relearning", OMICS[:2], interval=1, match_sizes=False)
+    ctx = make_context(classifier, train=train, held_out=held_out)
+    method.setup(ctx)
+    wanted = []
+    for part in (train, held_out):
+        batch = whole_batch(part)
+        with torch.no_grad():
+            embeddings = classifier.encode(batch.inputs, batch.present).embeddings
+        wanted.append([separability(z, batch.labels, 3, restarts=10, seed=5) for z in embeddings.values()])
+    (a, b), (a_held_out, b_held_out) = wanted
+    assert a > a_held_out + 0.1
+    assert b < b_held_out - 0.1
+    ctx.epoch = 2
+    method.before_epoch(ctx)
+    strengths = [reinit_strength(a - a_held_out), reinit_strength(b_held_out - b)]
+    for name, values in zip(("purity_train", "purity_held_out", "reinit_strength"), (*wanted, strengths), strict=True):
+        assert ctx.log[name][0].tolist() == pytest.approx(values), name
 
 
 class _Encoder(nn.Module):
@@ -151,8 +190,6 @@ def test_parts_are_equally_large_in_every_modality_and_have_the_classes_in_propo
 
 def _relearn(strengths, optimizer="sgd", norm="group", **options):
     """Trains three steps, then pulls the encoders with given strengths; returns what was before and after."""
-    from toy import make_classifier
-
     items = make_items(24)
     _, method = make_pair("diagnosing_relearning", interval=1, times=1, **options)
     classifier = make_classifier(norm=norm)
@@ -214,8 +251,15 @@ def test_the_paper_preset_is_the_released_code():
         assert torch.equal(ctx.optimizer.state[parameter]["momentum_buffer"], momenta[name]["momentum_buffer"])
     _, method = make_pair("diagnosing_relearning", preset="paper")
     assert [len(seen.labels) for seen, _ in method._parts(ctx)] == [24, 12]
-    with pytest.raises(ConfigError, match=r"balancing\.buffers: preset paper has 'keep'"):
-        make_pair("diagnosing_relearning", preset="paper", buffers="reset")
+    # What is kept and shown of a run is what holds.
+    assert (method.settings.match_sizes, method.settings.max_items) == (False, None)
+
+
+@pytest.mark.parametrize(("key", "value"), [("buffers", "reset"), ("match_sizes", True), ("max_items", 100_000)])
+def test_the_paper_preset_overrules_nothing_in_silence(key, value):
+    content = {"method": "diagnosing_relearning", "preset": "paper", key: value}
+    with pytest.raises(ConfigError, match=rf"^balancing\.{key}: preset paper has .*, and {value!r} is given"):
+        from_plain(BalancingSettings, content, "balancing")
 
 
 @pytest.mark.parametrize(("epochs", "said"), [(21, "no diagnosis in 21 epochs with balancing.interval 20"), (22, "")])
@@ -269,3 +313,37 @@ def test_a_diagnosis_with_too_few_items_is_left_out_with_a_warning(caplog):
         method.before_epoch(ctx)
     assert "audio is not diagnosed, since 2 rows cannot make 3 clusters" in caplog.text
     assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items())
+
+
+def _next_number(encoder):
+    weight = next(encoder.parameters()).view(-1)
+    weight[3] = weight[3].nextafter(torch.tensor(1.0))
+
+
+def _exchange(encoder):
+    weight = next(encoder.parameters()).view(-1)
+    weight[:2] = weight[:2].flip(0)
+
+
+def _running_mean(encoder):
+    (mean, *_) = (value for name, value in encoder.named_buffers() if "running_mean" in name)
+    mean[0] += 1e-3
+
+
+@pytest.mark.parametrize("change", [None, _next_number, _exchange, _running_mean])
+def test_workers_whose_encoders_differ_in_anything_say_so(change):
+    classifiers = [make_classifier(norm="batch") for _ in range(2)]
+    if change is not None:
+        with torch.no_grad():
+            change(classifiers[1].encoders["video"])
+
+    def diagnose(workers):
+        method = make_method("diagnosing_relearning", interval=1, restarts=1, pace=PaceSettings(final=0.0))
+        ctx = make_context(classifiers[workers.rank], train=make_items(24), held_out=make_items(12, seed=4))
+        ctx.workers, ctx.epoch = workers, 2
+        method.setup(ctx)
+        with contextlib.nullcontext() if change is None else pytest.raises(RaybalError, match="encoders differ"):
+            method.before_epoch(ctx)
+        return ctx.log["reinit_strength"][0].tolist()
+
+    assert Threads(2).run(diagnose) == [[0.0, 0.0]] * 2
