@@ -90,7 +90,7 @@ class AGM(LookaheadMethod):
         self._state = AGMState(self._state.cross_entropies.to(sums.device), self._state.steps.to(sums.device))
         losses = sums / counts.clamp(min=1)
         # The mean cross-entropy as a probability: the larger, the further a modality is.
-        self.pace.observe(torch.exp(-losses), counts > 0, ctx.step)
+        self.observe(ctx, torch.exp(-losses), counts > 0)
         k = update_coefficients(self._state, losses, self.settings.alpha, counts > 0)
         self._k = 1 + self.strengths(ctx) * (k - 1)
         ctx.record("coefficient", self._k)

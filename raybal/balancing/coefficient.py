@@ -79,11 +79,6 @@ class CoefficientMethod(PacedMethod):
         self._before = []
 
 
-@dataclass(frozen=True)
-class ScoredSettings(CoefficientSettings):
-    """Settings of methods whose coefficients come from scores of the modalities on the batch."""
-
-
 class ScoredMethod(CoefficientMethod):
     """Scores each modality on the batch and turns the scores into coefficients.
 
@@ -91,10 +86,9 @@ class ScoredMethod(CoefficientMethod):
     and workers that used their own would drift apart. The reduction runs beside the backward pass.
     """
 
-    settings: ScoredSettings
     scores_modalities: ClassVar[bool] = True
 
-    def __init__(self, settings: ScoredSettings, modalities: tuple[str, ...], classes: int) -> None:
+    def __init__(self, settings: CoefficientSettings, modalities: tuple[str, ...], classes: int) -> None:
         super().__init__(settings, modalities, classes)
         self._sums: Tensor | None = None
         self._reduced: Callable[[], Tensor] | None = None
@@ -125,7 +119,7 @@ class ScoredMethod(CoefficientMethod):
         sums, counts = self._reduced()
         self._sums = self._reduced = None
         scores, seen = sums / counts.clamp(min=1), counts > 0
-        self.pace.observe(scores, seen, ctx.step)
+        self.observe(ctx, scores, seen)
         ctx.record("score", scores)
         # A modality is ahead of or behind others that were seen in the same batch, or neither.
         return torch.where(seen & (seen.sum() > 1), self.coefficients(scores, seen), 1.0)

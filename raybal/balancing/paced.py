@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from raybal.balancing.base import BalancingMethod, BalancingSettings, Context, in_full_precision
@@ -34,7 +35,7 @@ class PacedMethod(BalancingMethod):
     """
 
     settings: PacedSettings
-    #: Whether the method scores its modalities itself in every step, and tells `pace.observe`.
+    #: Whether the method scores its modalities itself in every step, and tells `observe`.
     scores_modalities: ClassVar[bool] = False
     #: Whether it acts on one modality apart from the others, so that each can have a pace.
     acts_by_modality: ClassVar[bool] = True
@@ -59,6 +60,17 @@ class PacedMethod(BalancingMethod):
         ctx.record("pace", strength)
         return strength
 
+    def observe(self, ctx: Context, scores: Tensor, seen: Tensor) -> None:
+        """Takes in what the modalities score in this step, and records which of them is ahead.
+
+        Args:
+            scores: [M], the larger the further a modality is.
+            seen: bool [M], whether it was scored.
+        """
+        self.pace.observe(scores, seen, ctx.step)
+        leader = torch.where(seen, scores, -torch.inf).argmax()
+        ctx.record("ahead", F.one_hot(leader, len(scores)).float() * seen)
+
     def after_forward(self, ctx: Context, output: Output, batch: Batch, last: bool) -> None:
         if self.scores_modalities or not self.pace.phases_out:
             return
@@ -71,7 +83,7 @@ class PacedMethod(BalancingMethod):
         if self._heads_reduced is not None:
             sums, counts = self._heads_reduced()
             self._head_sums = self._heads_reduced = None
-            self.pace.observe(sums / counts.clamp(min=1), counts > 0, ctx.step)
+            self.observe(ctx, sums / counts.clamp(min=1), counts > 0)
 
     def state_dict(self) -> dict[str, Any]:
         return self.pace.state_dict()

@@ -100,7 +100,7 @@ class PMR(LookaheadMethod):
     def prepare(self, ctx: Context, sums: Tensor) -> None:
         scores, counts = sums
         scores = scores / counts.clamp(min=1)
-        self.pace.observe(scores, counts > 0, ctx.step)
+        self.observe(ctx, scores, counts > 0)
         strengths = self.strengths(ctx).to(scores.dtype)
         self._weights = strengths * self.settings.alpha * prototypical_weights(scores, counts > 0)
         ctx.record("prototype_weight", self._weights)

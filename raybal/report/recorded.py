@@ -30,6 +30,7 @@ class Recorded:
 #: How quantities are drawn that are not plain numbers under their own names.
 RECORDED = (
     Recorded("coefficient", "Coefficient of each modality", level=1.0),
+    Recorded("ahead", "Share of steps in which each modality is ahead", top=1.0),
     Recorded("loss_weight", "Weight of each loss", level=1.0),
     Recorded("prototype_weight", "Weight of each prototype loss"),
     Recorded("fused_weight", "Weight of the fused gradient in each encoder", top=1.0),

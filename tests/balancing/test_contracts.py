@@ -87,12 +87,17 @@ def _changes(history, key):
     return len({str(record[key]) for record in history if key in record}) > 1
 
 
+def _changes_sides(history):
+    """Whether each modality was ahead in some steps: what is accelerated and what is slowed down has changed."""
+    return all(sum(record["ahead"][i] for record in history) > 0 for i in range(2))
+
+
 #: That every mechanism of a method acted in a run of four epochs.
 ACTED = {
-    "ogm": lambda h: any(min(r["coefficient"]) < 1 for r in h),
-    "ogm_ge": lambda h: any(min(r["coefficient"]) < 1 for r in h),
-    "mlb": lambda h: any(min(r["coefficient"]) < 1 < max(r["coefficient"]) for r in h),
-    "agm": lambda h: any(min(r["coefficient"]) < 1 < max(r["coefficient"]) for r in h),
+    "ogm": lambda h: any(min(r["coefficient"]) < 1 for r in h) and _changes_sides(h),
+    "ogm_ge": lambda h: any(min(r["coefficient"]) < 1 for r in h) and _changes_sides(h),
+    "mlb": lambda h: any(min(r["coefficient"]) < 1 < max(r["coefficient"]) for r in h) and _changes_sides(h),
+    "agm": lambda h: any(min(r["coefficient"]) < 1 < max(r["coefficient"]) for r in h) and _changes_sides(h),
     # Means over an epoch's steps: the weaker modality was not always the same.
     "pmr": lambda h: any(0 < w < 1 for r in h for w in r["prototype_weight"]),
     "mslr": lambda h: _changes(h, "coefficient"),
