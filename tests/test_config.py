@@ -165,8 +165,8 @@ def test_each_method_by_name(name):
 
 def test_only_methods_that_act_over_time_have_a_pace():
     assert read("--balancing.method", "ogm", "--balancing.pace.kind", "linear").balancing.pace.kind == "linear"
-    for method in ("joint", "multi_loss"):
-        with pytest.raises(ConfigError, match=r"^balancing\.pace: there is no such key; balancing has method$"):
+    for method, keys in (("joint", "method"), ("multi_loss", "method, unimodal_weight")):
+        with pytest.raises(ConfigError, match=rf"^balancing\.pace: there is no such key; balancing has {keys}$"):
             read("--balancing.method", method, "--balancing.pace.kind", "linear")
 
 
@@ -338,7 +338,7 @@ def test_help_says_what_a_key_means_to_each_method_where_that_differs(capsys):
     with pytest.raises(SystemExit):
         read("--help")
     text = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"--balancing\.initial VALUE \[mslr\] factor of .*; \[multimodal_loss\] initial proxies", text)
+    assert re.search(r"--balancing\.initial VALUE \[mslr\] such factors .*; \[multimodal_loss\] initial proxies", text)
     assert "--balancing.alpha X [" in text
     assert " [mlb] slope of the coefficient" not in text
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raybal.balancing.base import Context
-from raybal.balancing.coefficient import ScoredMethod, ScoredSettings
+from raybal.balancing.base import Context, fused_loss, unimodal_loss
+from raybal.balancing.coefficient import CoefficientSettings, ScoredMethod
+from raybal.data.batches import Batch
 from raybal.models.classifier import Output
 from raybal.settings import setting
 
@@ -22,7 +23,7 @@ SCORE_FLOOR = 1e-8
 
 
 @dataclass(frozen=True)
-class MLBSettings(ScoredSettings):
+class MLBSettings(CoefficientSettings):
     """Settings of MLB. Published alpha / beta_max with Adam: CREMA-D ResNet-18 0.5 / 10, CREMA-D Conformer 5 / 2,
     AVE 2 / 1, UCF101 2 / 0.5."""
 
@@ -39,6 +40,12 @@ class MLBSettings(ScoredSettings):
         help="ceiling of the acceleration of a weak modality (1: deceleration only; below 1: a weak one is "
         "decelerated too; 10 to 20 in several papers' runs)",
         search={"kind": "choice", "values": [1.0, 2.0, 5.0, 10.0, 20.0]},
+    )
+    unimodal_weight: float = setting(
+        1.0,
+        gt=0,
+        help="weight of each modality's own loss beside the fused one",
+        search={"kind": "loguniform", "low": 0.01, "high": 1.0},
     )
 
     published = (
@@ -57,12 +64,13 @@ class MLBSettings(ScoredSettings):
         slope = {"kind": "loguniform", "low": 0.25, "high": 32.0}
         if "alpha" in given or (ceiling["kind"] != "choice" and ceiling["low"] <= 1):
             return space
+        own_alpha = space.pop("alpha")
         if ceiling["kind"] != "choice":
-            return {"beta_max": space["beta_max"], "slope": slope}
-        found: dict[str, dict[str, Any]] = {"beta_max": space["beta_max"]}
+            return {**space, "slope": slope}
+        found = dict(space)
         for key, own, values in (
             ("slope", slope, [c for c in ceiling["values"] if c > 1]),
-            ("alpha", space["alpha"], [c for c in ceiling["values"] if c <= 1]),
+            ("alpha", own_alpha, [c for c in ceiling["values"] if c <= 1]),
         ):
             if values:
                 found[key] = {**own, "when": {"balancing.beta_max": values}}
@@ -81,7 +89,7 @@ class MLBSettings(ScoredSettings):
 
 
 class MLB(ScoredMethod):
-    """Accelerates modalities that are behind and decelerates those ahead, on L = CE_fused + sum_m CE_m.
+    """Accelerates modalities that are behind and decelerates those ahead, on L = CE_fused + w sum_m CE_m.
 
     The same coefficient multiplies the gradients of the fused and of the unimodal loss, in the modality's encoder,
     its unimodal head and its slice of the fusion layer; the shared fusion bias and everything after the slices are
@@ -102,6 +110,9 @@ class MLB(ScoredMethod):
 
     def coefficients(self, scores: Tensor, seen: Tensor) -> Tensor:
         return modulation_coefficients(scores, self.settings.alpha, self.settings.beta_max, seen)
+
+    def loss(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
+        return fused_loss(output, batch) + self.settings.unimodal_weight * unimodal_loss(output, batch)
 
     def scaled_parameters(self, ctx: Context, modality: str) -> list[nn.Parameter]:
         return list(ctx.groups[modality].all)

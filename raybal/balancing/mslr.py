@@ -17,9 +17,6 @@ from raybal.balancing.coefficient import CoefficientMethod, CoefficientSettings
 from raybal.errors import ConfigError, did_you_mean
 from raybal.settings import setting
 
-#: What published runs start audio and video with.
-PUBLISHED = {"audio": 0.9, "video": 1.1}
-
 
 @dataclass(frozen=True)
 class MSLRSettings(CoefficientSettings):
@@ -33,10 +30,15 @@ class MSLRSettings(CoefficientSettings):
         help="epochs whose mean accuracy the last one is compared with",
         search={"kind": "choice", "values": [3, 5, 10, 20]},
     )
+    skew: float = setting(
+        0.9,
+        gt=0,
+        lt=2,
+        help="factor of audio's learning rate until a window is known; that of video is 2 - skew, and of any other 1",
+        search={"kind": "uniform", "low": 0.5, "high": 1.5},
+    )
     initial: dict[str, float] = setting(
-        factory=dict,
-        help="factor of a modality's learning rate by name, e.g. '{audio: 0.7, video: 1.3}'; without it audio has 0.9, "
-        "video 1.1 and any other 1",
+        factory=dict, help="such factors by name, in place of those that skew gives, e.g. '{image: 1.3, audio: 0.7}'"
     )
     apply_to: Literal["gradient", "update"] = setting(
         "update",
@@ -48,8 +50,8 @@ class MSLRSettings(CoefficientSettings):
     )
 
     published = (
-        {"window": 20, "initial": {"audio": 0.7, "video": 1.3}},
-        {"window": 10, "initial": {"audio": 0.7, "video": 1.3}},
+        {"window": 20, "skew": 0.7},
+        {"window": 10, "skew": 0.7},
     )
 
 
@@ -78,7 +80,7 @@ class MSLR(CoefficientMethod):
                     f"balancing.initial.{name}: the pool has no such modality; it has {', '.join(modalities)}"
                     f"{did_you_mean(name, modalities)}"
                 )
-        start = PUBLISHED | settings.initial
+        start = {"audio": settings.skew, "video": 2 - settings.skew} | settings.initial
         self._initial = torch.tensor([start.get(m, 1.0) for m in modalities], dtype=torch.float64)
         self._history = torch.zeros(0, len(modalities), dtype=torch.float64)
         self._k = self._initial

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: Keys in one figure.
-MOST = 14
+MOST = 16
 #: Inches of the figure, which takes the whole width of the page.
 WHOLE = (12.3, 3.5)
 

@@ -25,8 +25,8 @@ from raybal.tuning.spaces import space_of
 
 EPOCHS = 9
 SPACE = space_of(METHODS.get("mlb").Settings(method="mlb"), ["method", "pace", "learning_rate"], {}, EPOCHS)
-FIRST = [{"balancing.beta_max": 2.0, "balancing.slope": 0.5, "balancing.pace.kind": "constant",
-          "balancing.pace.final": 1.0, "train.learning_rate": 1e-3}]  # fmt: skip
+FIRST = [{"balancing.beta_max": 2.0, "balancing.slope": 0.5, "balancing.unimodal_weight": 1.0,
+          "balancing.pace.kind": "constant", "balancing.pace.final": 1.0, "train.learning_rate": 1e-3}]  # fmt: skip
 
 
 def accuracy(values: dict, epoch: int) -> float:

@@ -65,24 +65,25 @@ def test_a_condition_decides_what_is_asked():
     space = space_of(settings_of("mlb"), ["method"], {}, 20)
     asked = []
     draw(space, lambda key, dimension: asked.append(key) or {"balancing.beta_max": 1.0}.get(key, 0.5))
-    assert asked == ["balancing.beta_max", "balancing.alpha"]
+    assert asked == ["balancing.beta_max", "balancing.unimodal_weight", "balancing.alpha"]
     asked.clear()
     draw(space, lambda key, dimension: asked.append(key) or {"balancing.beta_max": 5.0}.get(key, 0.5))
-    assert asked == ["balancing.beta_max", "balancing.slope"]
+    assert asked == ["balancing.beta_max", "balancing.unimodal_weight", "balancing.slope"]
 
 
 def test_slope_and_ceiling_stand_for_alpha():
     found = settings_from({"balancing.beta_max": 5.0, "balancing.slope": 8.0}, MLBSettings)
     assert found == {"balancing": {"beta_max": 5.0, "alpha": 2.0}}
     plain = space_of(settings_of("mlb"), ["method"], {"balancing.alpha": Dimension("uniform", 1.0, 3.0)}, 20)
-    assert set(plain) == {"balancing.beta_max", "balancing.alpha"}
+    assert set(plain) == {"balancing.beta_max", "balancing.unimodal_weight", "balancing.alpha"}
     assert plain["balancing.alpha"] == Dimension("uniform", 1.0, 3.0)
 
 
 def test_published_values_come_first_and_those_outside_a_range_do_not():
     settings = settings_of("mlb")
     first = first_values(settings, space_of(settings, ["method", "pace", "learning_rate"], {}, 20))
-    rest = {"balancing.pace.kind": "constant", "balancing.pace.final": 1.0, "train.learning_rate": 1e-3}
+    weight = {"balancing.unimodal_weight": 1.0}
+    rest = {"balancing.pace.kind": "constant", "balancing.pace.final": 1.0, "train.learning_rate": 1e-3, **weight}
     assert first == [
         # The default first; beta_max 0.5 of UCF101 is outside.
         {"balancing.beta_max": 2.0, "balancing.slope": 0.5, **rest},
@@ -91,9 +92,9 @@ def test_published_values_come_first_and_those_outside_a_range_do_not():
         {"balancing.beta_max": 1.0, "balancing.alpha": 2.0, **rest},
     ]
     narrow = space_of(settings, ["method"], {"balancing.alpha": Dimension("uniform", 1.0, 3.0)}, 20)
-    assert first_values(settings, narrow) == [{"balancing.beta_max": 1.0, "balancing.alpha": 2.0}]
+    assert first_values(settings, narrow) == [{"balancing.beta_max": 1.0, "balancing.alpha": 2.0, **weight}]
     own = MLBSettings(alpha=2.5)
-    assert first_values(own, narrow)[0] == {"balancing.beta_max": 2.0, "balancing.alpha": 2.5}
+    assert first_values(own, narrow)[0] == {"balancing.beta_max": 2.0, "balancing.alpha": 2.5, **weight}
 
 
 def rounded(settings: BalancingSettings) -> dict:
@@ -157,10 +158,10 @@ def test_alpha_is_searched_whatever_the_ceilings(given, keys):
     dimension = from_plain(Dimension, given)
     settings = settings_of("mlb")
     space = space_of(settings, ["method"], {"balancing.beta_max": dimension}, 20)
-    assert set(space) == {f"balancing.{key}" for key in keys}
+    assert set(space) == {f"balancing.{key}" for key in (*keys, "unimodal_weight")}
     for seed in range(20):
         values = random_values(space, seed)
-        assert len(values) == 2
+        assert len(values) == 3
         assert "alpha" in settings_from(values, MLBSettings)["balancing"]
 
 
