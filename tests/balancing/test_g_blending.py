@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from toy import gradients, make_context, make_items, make_pair, whole_batch
 
 from raybal.balancing.base import METHODS
 from raybal.balancing.g_blending import weights
@@ -81,3 +83,20 @@ def test_a_modality_without_strength_keeps_its_loss_as_it_is():
     wanted = whole[0]["loss_weight"]
     assert history[0]["loss_weight"] == pytest.approx([wanted[0], 1.0, wanted[2]])
     assert wanted[1] != pytest.approx(1.0, abs=0.1)
+
+
+def test_every_head_is_trained_with_its_own_weight():
+    estimate = {"audio": 0.05, "video": 0.7, "fused": 0.25}
+    classifier, method = make_pair("g_blending")
+    method.load_state_dict({"estimate": torch.tensor(list(estimate.values()), dtype=torch.float64), "estimates": 1})
+    batch = whole_batch(make_items(24))
+    found = method.step(make_context(classifier), [batch])
+    output = classifier(batch.inputs, batch.present)
+    heads = {**output.unimodal_logits, "fused": output.logits}
+    wanted = sum(weight * F.cross_entropy(heads[head], batch.labels) for head, weight in estimate.items())
+    torch.testing.assert_close(found, wanted.detach())
+    own = gradients(classifier)
+    classifier.zero_grad()
+    wanted.backward()
+    for name, gradient in gradients(classifier).items():
+        torch.testing.assert_close(own[name], gradient, msg=name)

@@ -191,6 +191,22 @@ def test_applied_to_updates_adam_moves_each_modality_by_k(name):
         torch.testing.assert_close(moves["gradient"][parameter], move, rtol=1e-3, atol=2e-7, msg=parameter)
 
 
+@pytest.mark.parametrize("fusion", sorted(set(FUSIONS) - {"concat", "sum"}))
+def test_where_no_share_of_the_fused_logits_exists_ogm_scores_those_of_one_modality_alone(fusion):
+    classifier, method = make_pair("ogm", fusion=fusion)
+    batch = whole_batch(make_items(24, missing=0.3))
+    ctx = make_context(classifier)
+    method.step(ctx, [batch])
+    method.after_backward(ctx)
+    (found,) = ctx.log["score"]
+    with torch.no_grad():
+        inputs = classifier.encode(batch.inputs, batch.present).fusion_inputs
+        for i in range(2):
+            only = batch.present & (torch.arange(2) == i)
+            right = classifier.fuse(inputs, only).softmax(1)[torch.arange(24), batch.labels]
+            torch.testing.assert_close(found[i], right[batch.present[:, i]].mean())
+
+
 @pytest.mark.parametrize("name", ["joint", "ogm"])
 def test_unimodal_heads_learn_but_leave_the_encoders_alone(name):
     """Where the heads are not part of the objective, their loss must not reach the encoders."""

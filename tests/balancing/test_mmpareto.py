@@ -73,3 +73,19 @@ def test_strength_zero_is_the_plain_sum():
         found.append(gradients(classifier))
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name])
+
+
+def test_a_modality_without_strength_gets_the_plain_sum_and_the_other_does_not():
+    items, found = make_items(24), {}
+    for key, (name, options) in {
+        "baseline": ("multi_loss", {}),
+        "both": ("mmpareto", {}),
+        "audio": ("mmpareto", {"paces": {"video": PaceSettings(final=0.0)}}),
+    }.items():
+        classifier, method = make_pair(name, **options)
+        method.step(make_context(classifier), [whole_batch(items)])
+        found[key] = gradients(classifier)
+    for name, gradient in found["audio"].items():
+        acted = name.startswith("encoders.audio.")
+        torch.testing.assert_close(gradient, found["both" if acted else "baseline"][name], msg=name)
+        assert not acted or not torch.allclose(gradient, found["baseline"][name], rtol=0.1), name

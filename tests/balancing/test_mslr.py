@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import make_context, make_items, make_method, make_pair, whole_batch
+from toy import make_classifier, make_context, make_items, make_method, make_pair, whole_batch
 
 from raybal.balancing.mslr import multipliers
 from raybal.errors import ConfigError
@@ -46,3 +46,20 @@ def test_accuracy_is_that_of_the_held_out_items_once_an_epoch():
     assert method._history.tolist() == wanted
     expected = [[0.9, 1.1]] * 8 + [multipliers(method._history, 1, method._initial).tolist()] * 4
     assert [k.tolist() for k in ctx.log["coefficient"]] == expected
+
+
+def test_a_step_moves_each_encoder_and_its_slice_of_the_fusion_by_the_factor():
+    items, moves = make_items(24), {}
+    for name, options in (("joint", {}), ("mslr", {"skew": 0.5})):
+        classifier, method = make_classifier(), make_method(name, **options)
+        start = {n: p.detach().clone() for n, p in classifier.named_parameters()}
+        ctx = make_context(classifier, torch.optim.Adam(classifier.parameters(), lr=1e-3, eps=1e-12), train=items)
+        method.before_epoch(ctx)
+        train_step(ctx, method, [whole_batch(items)])
+        moves[name] = {n: p.detach() - start[n] for n, p in classifier.named_parameters()}
+    for parameter, move in moves["joint"].items():
+        scale = 1.0
+        for m, factor in (("audio", 0.5), ("video", 1.5)):
+            if parameter.startswith((f"encoders.{m}.", f"fusion.parts.{m}.")):
+                scale = factor
+        torch.testing.assert_close(moves["mslr"][parameter], scale * move, rtol=1e-3, atol=2e-7, msg=parameter)

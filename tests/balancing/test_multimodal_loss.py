@@ -128,6 +128,15 @@ def test_strength_zero_is_the_plain_sum_of_the_scores():
     assert torch.equal(classifier.extra["multimodal_loss"].proxies, before)
 
 
+def test_each_heads_own_loss_is_added_with_its_weight():
+    classifier, method = make_pair("multimodal_loss", unimodal_weight=0.25)
+    batch = whole_batch(make_items(24))
+    output = classifier(batch.inputs, batch.present)
+    wanted = F.cross_entropy(multimodal_logits(classifier, output.unimodal_logits, batch.present), batch.labels)
+    wanted = wanted + 0.25 * sum(F.cross_entropy(z, batch.labels) for z in output.unimodal_logits.values())
+    torch.testing.assert_close(method.step(make_context(classifier), [batch]), wanted.detach())
+
+
 def test_what_is_saved_predicts_as_it_was_trained(tmp_path):
     spec = make_spec("multimodal_loss", pace=PaceSettings(final=0.5))
     classifier, method = spec.build()

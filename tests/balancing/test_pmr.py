@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from toy import make_context, make_items, make_pair, whole_batch
+from toy import gradients, make_context, make_items, make_pair, whole_batch
 
+from raybal.balancing.pace import PaceSettings
 from raybal.balancing.paced import true_class_probability
 from raybal.balancing.pmr import prototypical_weights, similarities, some_of_each_class, update_prototypes
+from raybal.training.step import train_step
 
 
 def test_prototypes_distances_and_the_switch_equal_the_authors(vectors):
@@ -85,6 +87,24 @@ def test_an_epochs_prototypes_are_the_class_means_of_what_is_there():
             torch.testing.assert_close(method._prototypes[m][c].float(), embeddings[m][rows].mean(0))
 
 
+def test_an_epoch_keeps_the_momentums_share_of_the_old_prototypes():
+    items = make_items(24)
+    batch = whole_batch(items)
+    classifier, method = make_pair("pmr", share=1.0, momentum=0.7)
+    ctx = make_context(classifier, train=items)
+    means = []
+    for ctx.epoch in range(2):
+        with torch.no_grad():
+            embeddings = classifier.encode(batch.inputs, batch.present).embeddings
+        means.append({m: torch.stack([z[batch.labels == c].mean(0) for c in range(3)]) for m, z in embeddings.items()})
+        method.before_epoch(ctx)
+        train_step(ctx, method, [batch])
+    for m in ("audio", "video"):
+        old, new = means[0][m], means[1][m]
+        assert not torch.allclose(old, new, rtol=1e-2)
+        torch.testing.assert_close(method._prototypes[m].float(), 0.7 * old + 0.3 * new, msg=m)
+
+
 @pytest.mark.parametrize("alpha", [1.0, 3.0])
 def test_the_weaker_modalitys_prototype_loss_is_added(alpha):
     items = make_items(24)
@@ -102,6 +122,28 @@ def test_the_weaker_modalitys_prototype_loss_is_added(alpha):
         -torch.cdist(output.embeddings[weak], method._prototypes[weak].float()), batch.labels
     )
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_modality_without_strength_gets_no_prototype_loss():
+    items, found = make_items(24), {}
+    for key, (name, options) in {
+        "baseline": ("joint", {}),
+        "both": ("pmr", {}),
+        "without audio": ("pmr", {"paces": {"audio": PaceSettings(final=0.0)}}),
+        "without video": ("pmr", {"paces": {"video": PaceSettings(final=0.0)}}),
+    }.items():
+        classifier, method = make_pair(name, **options)
+        ctx = make_context(classifier, train=items)
+        method.before_epoch(ctx)
+        method.step(ctx, [whole_batch(items)])
+        found[key] = gradients(classifier)
+        if key == "both":
+            behind = int(ctx.log["prototype_weight"][0].argmax())
+    weak, strong = ("audio", "video") if behind == 0 else ("video", "audio")
+    assert any(not torch.allclose(g, found["baseline"][n], rtol=0.1) for n, g in found["both"].items())
+    for name, gradient in found["baseline"].items():
+        torch.testing.assert_close(found[f"without {weak}"][name], gradient, msg=name)
+        torch.testing.assert_close(found[f"without {strong}"][name], found["both"][name], msg=name)
 
 
 def test_prototypes_of_a_checkpoint_go_to_where_the_model_is():
