@@ -5,6 +5,7 @@ Peng, Wei, Deng, Wang and Hu, "Balanced Multimodal Learning via On-the-fly Gradi
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -37,13 +38,21 @@ class OGMGE(OGM):
     def modulate(
         self, ctx: Context, modality: str, parameters: list[nn.Parameter], k: Tensor, strength: Tensor
     ) -> None:
-        noisy = [(n, p.grad) for n, p in enumerate(parameters) if p.grad is not None and p.numel() > 1]
-        if self.pace.single and self.settings.pace.strength(ctx.progress) == 0:
-            noisy = []
-        spreads = [gradient.std() + 1e-8 for _, gradient in noisy]
+        # Each tensor's number, gradient and spread, before anything is scaled.
+        noisy: list[tuple[int, Tensor, Tensor]] = []
+        if not (self.pace.single and self.settings.pace.strength(ctx.progress) == 0):
+            for n, p in enumerate(parameters):
+                if p.grad is not None and p.numel() > 1:
+                    noisy.append((n, p.grad, p.grad.std() + 1e-8))
         super().modulate(ctx, modality, parameters, k, strength)
-        for (n, gradient), spread in zip(noisy, spreads, strict=True):
+
+        def disturb(one: tuple[int, Tensor, Tensor]) -> None:
+            n, gradient, spread = one
             seed = hashing.digest("ge", ctx.seed, ctx.step, modality, n)
             generator = torch.Generator(gradient.device).manual_seed(seed)
             noise = torch.randn(gradient.shape, generator=generator, device=gradient.device, dtype=gradient.dtype)
             gradient.addcmul_(strength.to(spread) * spread, noise)
+
+        # Drawing keeps a single core busy, so tensors are taken side by side; each has random numbers of its own.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(disturb, noisy))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 
 import numpy as np
 import pytest
@@ -78,7 +77,6 @@ def test_what_loops_cannot_be_is_refused(arguments, message):
 
 
 @pytest.mark.ray
-@pytest.mark.skipif("RAYBAL_LONG" not in os.environ, reason="most of a minute: run with RAYBAL_LONG=1")
 def test_a_sweep_of_loops(feature_pool, tmp_path):
     store = Store(str(tmp_path / "store"))
     places = ["--pool", str(feature_pool), "--store", store.root]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from types import SimpleNamespace
 
@@ -127,7 +126,6 @@ def populated(pool, folder) -> RowFound:
 
 
 @pytest.mark.ray
-@pytest.mark.skipif("RAYBAL_LONG" not in os.environ, reason="most of a minute: run with RAYBAL_LONG=1")
 def test_takeovers_take_effect_also_those_of_a_driver_that_was_lost(cluster, feature_pool, tmp_path, monkeypatch):
     row = populated(feature_pool, tmp_path / "undisturbed")
     store = Store(str(tmp_path / "undisturbed"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import optuna
@@ -109,7 +108,6 @@ def test_a_second_start_does_nothing_again_and_more_trials_add_only_theirs(finis
         run_sweep(parse(TuneConfig, [*arguments, "--train.epochs", "6"]))
 
 
-@pytest.mark.skipif("RAYBAL_LONG" not in os.environ, reason="a minute: run with RAYBAL_LONG=1")
 def test_killed_in_the_middle_of_a_trial(finished, feature_pool, tmp_path):
     store = tmp_path / "store"
     arguments = options(feature_pool, store, **{"resources.cpus-per-worker": 4, "methods": "mlb", "seeds": 0})
@@ -124,7 +122,6 @@ def test_killed_in_the_middle_of_a_trial(finished, feature_pool, tmp_path):
     assert study_of(store, "mlb") == study_of(finished[0], "mlb")[:4]
 
 
-@pytest.mark.skipif("RAYBAL_LONG" not in os.environ, reason="a minute and a half: run with RAYBAL_LONG=1")
 def test_two_trials_of_two_workers_each_at_a_time(cluster, feature_pool, tmp_path):
     changes = {"train.num-workers": 2, "methods": "mlb", "trials": 3, "seeds": 0, "finalists": 1, "finalist-seeds": 1}
     changes |= {"train.epochs": 3, "stopping.grace": 1}
@@ -145,7 +142,7 @@ def test_two_trials_of_two_workers_each_at_a_time(cluster, feature_pool, tmp_pat
         ({"search": ["fusion"], "balancing": {"mlb": {"method": "mlb"}}, "space": {"balancing.alhpa": 2}},
          r"space\.balancing\.alhpa: no method of the sweep has such a key \(did you mean 'balancing\.alpha'"),
         ({"space": {"train.momemtum": 0.5}}, r"multi_loss: train\.momemtum: there is no such key.*'momentum'"),
-        ({"search": ["method"]}, r"multi_loss: search: nothing of method can be searched"),
+        ({"methods": ["joint"], "search": ["method"]}, r"joint: search: nothing of method can be searched"),
         ({"space": {"train.momentum": {"kind": "uniform", "low": 0, "high": 2}}},
          r"multi_loss: train\.momentum: 2\.0 is not accepted; it must be less than 1"),
         ({"space": {"model.fusion": {"values": ["sum", "cat"]}}}, r"multi_loss: model\.fusion: 'cat' is not accepted"),
