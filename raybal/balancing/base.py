@@ -205,7 +205,7 @@ class BalancingMethod:
 
         By default the fused cross-entropy plus one cross-entropy a modality.
         """
-        return fused_loss(output, batch) + unimodal_loss(output, batch)
+        return multi_loss(output, batch)
 
     def after_forward(self, ctx: Context, output: Output, batch: Batch, last: bool) -> None:
         """Called after each micro-batch's forward pass, in its precision; `last` is true for the last of the step."""
@@ -273,6 +273,21 @@ def unimodal_losses(output: Output, batch: Batch) -> dict[str, Tensor]:
 def unimodal_loss(output: Output, batch: Batch) -> Tensor:
     """Returns the sum of `unimodal_losses`."""
     return torch.stack(list(unimodal_losses(output, batch).values())).sum()
+
+
+def multi_loss(output: Output, batch: Batch, weight: float = 1.0) -> Tensor:
+    """Returns CE_fused + weight sum_m CE_m."""
+    return fused_loss(output, batch) + weight * unimodal_loss(output, batch)
+
+
+def unimodal_weight() -> Any:
+    """Returns the field of settings for the weight of `multi_loss`, which as published is 1."""
+    return setting(
+        1.0,
+        gt=0,
+        help="weight of each modality's own loss beside the fused one",
+        search={"kind": "loguniform", "low": 0.01, "high": 1.0},
+    )
 
 
 METHODS: Registry[BalancingMethod] = Registry("balancing method", "raybal.balancing", BalancingMethod)

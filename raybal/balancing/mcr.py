@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raybal import hashing
-from raybal.balancing.base import Context, fused_loss, in_full_precision, no_sync, unimodal_loss, with_gradient
+from raybal.balancing.base import Context, in_full_precision, multi_loss, no_sync, with_gradient
 from raybal.balancing.paced import PacedMethod, PacedSettings
 from raybal.data.batches import Batch
 from raybal.errors import ConfigError
@@ -114,7 +114,7 @@ class MCR(PacedMethod):
                 with ctx.autocast():
                     output = ctx.module(batch.inputs, batch.present)
                 self.after_forward(ctx, output, batch, i == len(batches) - 1)
-                own = fused_loss(output, batch) + self.settings.unimodal_weight * unimodal_loss(output, batch)
+                own = multi_loss(output, batch, self.settings.unimodal_weight)
                 if self.settings.bottleneck_weight:
                     own = own + self.settings.bottleneck_weight * self._bottleneck(ctx, output, batch, strengths)
                 rows = math.ceil(batch.total / (ctx.workers.world * len(batches)))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raybal.balancing.base import Context, fused_loss, unimodal_loss
+from raybal.balancing.base import Context, multi_loss, unimodal_weight
 from raybal.balancing.coefficient import CoefficientSettings, ScoredMethod
 from raybal.data.batches import Batch
 from raybal.models.classifier import Output
@@ -41,12 +41,7 @@ class MLBSettings(CoefficientSettings):
         "decelerated too; 10 to 20 in several papers' runs)",
         search={"kind": "choice", "values": [1.0, 2.0, 5.0, 10.0, 20.0]},
     )
-    unimodal_weight: float = setting(
-        1.0,
-        gt=0,
-        help="weight of each modality's own loss beside the fused one",
-        search={"kind": "loguniform", "low": 0.01, "high": 1.0},
-    )
+    unimodal_weight: float = unimodal_weight()
 
     published = (
         {"alpha": 0.5, "beta_max": 10.0},
@@ -112,7 +107,7 @@ class MLB(ScoredMethod):
         return modulation_coefficients(scores, self.settings.alpha, self.settings.beta_max, seen)
 
     def loss(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
-        return fused_loss(output, batch) + self.settings.unimodal_weight * unimodal_loss(output, batch)
+        return multi_loss(output, batch, self.settings.unimodal_weight)
 
     def scaled_parameters(self, ctx: Context, modality: str) -> list[nn.Parameter]:
         return list(ctx.groups[modality].all)

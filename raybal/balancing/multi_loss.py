@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from raybal.balancing.base import BalancingMethod, BalancingSettings, Context, fused_loss, unimodal_loss
+from raybal.balancing.base import BalancingMethod, BalancingSettings, Context, multi_loss, unimodal_weight
 from raybal.data.batches import Batch
 from raybal.models.classifier import Output
 from raybal.settings import setting
@@ -17,12 +17,7 @@ class MultiLossSettings(BalancingSettings):
     """Settings of multi-loss training. Published weight: 1."""
 
     method: str = setting("multi_loss", help="balancing method")
-    unimodal_weight: float = setting(
-        1.0,
-        gt=0,
-        help="weight of each modality's own loss beside the fused one",
-        search={"kind": "loguniform", "low": 0.01, "high": 1.0},
-    )
+    unimodal_weight: float = unimodal_weight()
 
 
 class MultiLoss(BalancingMethod):
@@ -37,4 +32,4 @@ class MultiLoss(BalancingMethod):
     trains_unimodal = True
 
     def loss(self, ctx: Context, output: Output, batch: Batch) -> Tensor:
-        return fused_loss(output, batch) + self.settings.unimodal_weight * unimodal_loss(output, batch)
+        return multi_loss(output, batch, self.settings.unimodal_weight)

@@ -60,14 +60,15 @@ def _compare_workers(case: Case, found: Sequence[tuple[Weights, Any, Weights]]) 
     (resumed, _, undisturbed), *others = found
     for other in others:
         same(other[0], resumed, f"{name}: replicas of {world}", 0.0)
-    alone, _ = trained(case, **_PARALLEL)
+    alone, _ = trained(case, **_options())
     same(resumed, alone, f"{name}: {world} workers, killed and resumed, beside one process", 1e-5)
     if undisturbed:
         same(undisturbed, resumed, f"{name}: {world} workers undisturbed beside killed and resumed", 0.0)
 
 
-#: In micro-batches, with modalities missing, so that workers have parts of everything.
-_PARALLEL: dict[str, Any] = {"clip_norm": 1.0, "accumulate": 2, "train": items_of(45, missing=0.2)}
+def _options() -> dict[str, Any]:
+    """Returns what runs are made with: micro-batches and missing modalities, so that workers have parts of both."""
+    return {"clip_norm": 1.0, "accumulate": 2, "train": items_of(45, missing=0.2)}
 
 
 def _work(rank: int, world: int, port: int, folder: str, cases: list[Case]) -> None:
@@ -76,10 +77,10 @@ def _work(rank: int, world: int, port: int, folder: str, cases: list[Case]) -> N
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     results = []
     for i, case in enumerate(cases):
-        resumed, history = killed_and_resumed(case, f"{folder}/{i}-resumed", workers=Distributed(), **_PARALLEL)
+        resumed, history = killed_and_resumed(case, f"{folder}/{i}-resumed", workers=Distributed(), **_options())
         undisturbed: Weights = {}
         if world == 2:
-            run = run_of(case, f"{folder}/{i}-whole", workers=Distributed(), **_PARALLEL)
+            run = run_of(case, f"{folder}/{i}-whole", workers=Distributed(), **_options())
             fit(run)
             undisturbed = run.classifier.state_dict()
         results.append((resumed, history, undisturbed))

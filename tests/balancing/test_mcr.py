@@ -84,7 +84,7 @@ def test_the_contrastive_term_of_one_class_or_of_no_pair_is_nothing():
     for labels in (torch.zeros(4, dtype=torch.int64), torch.arange(4)):
         loss = contrastive(views, labels, 0.5)
         (gradient,) = torch.autograd.grad(loss, views)
-        assert float(loss) == 0
+        assert loss.item() == 0
         assert torch.isfinite(gradient).all()
 
 
