@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from raybal.querying.factors import exact_distances
+from raybal.querying.distances import exact_distances
 from raybal.querying.seeding import d2_seeding
 
 REPETITIONS = 2

@@ -18,7 +18,8 @@ from raybal import hashing
 from raybal.bench.seeding import copy_bandwidth
 from raybal.data.room import room
 from raybal.querying.approximate import oversampled_seeding, partitioned_seeding
-from raybal.querying.factors import TILE, FactorShard
+from raybal.querying.distances import TILE
+from raybal.querying.factors import FactorShard
 from raybal.querying.seeding import rejection_seeding, sequential_seeding
 from raybal.querying.shards import LocalShards
 

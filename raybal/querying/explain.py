@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raybal.querying.base import Candidates, Holder, Query, QueryStrategy, column_names, gather
-from raybal.querying.factors import exact_distances
+from raybal.querying.base import Candidates, Holder, Query, QueryStrategy, column_names, finite, gather
+from raybal.querying.distances import reproducible_distances
 from raybal.querying.shards import Factors, HeldShards, add_centres, count_cells
 
 #: Items whose distances to one another are held at a time.
@@ -79,7 +79,7 @@ def _nearest(q: Tensor, h: Tensor, labelled: Holder, factors: Factors) -> tuple[
     ids, distances = [], []
     for part in zip(q.split(BLOCK), h.split(BLOCK), strict=True):
         blocks = zip(*(x.split(BLOCK) for x in known), strict=True)
-        least = torch.cat([exact_distances(*part, *block) for block in blocks], 1).min(1)
+        least = torch.cat([reproducible_distances(*part, *block) for block in blocks], 1).min(1)
         ids += [labelled.ids[i] for i in least.indices.tolist()]
         distances += least.values.sqrt().tolist()
     return ids, distances
@@ -87,7 +87,11 @@ def _nearest(q: Tensor, h: Tensor, labelled: Holder, factors: Factors) -> tuple[
 
 def summarise_pool(candidates: Candidates) -> dict[str, Any]:
     """Returns, over all candidates: their number, the mean contribution of each modality, the share of items that
-    each modality dominates, and the number of items predicted in each class; nothing if there is none."""
+    each modality dominates, and the number of items predicted in each class; nothing if there is none.
+
+    Raises:
+        RaybalError: a contribution is not finite; the message names the item.
+    """
     parts = candidates.map(_totals)
     if not parts:
         return {}
@@ -107,7 +111,7 @@ def summarise_pool(candidates: Candidates) -> dict[str, Any]:
 
 
 def _totals(holder: Holder) -> dict[str, Any]:
-    contribution = holder.columns["contribution"].astype(np.float64)
+    contribution = finite(holder, "contribution").astype(np.float64)
     classes, numbers = np.unique(holder.columns["predicted"], return_counts=True)
     strongest = np.bincount(contribution.argmax(1), minlength=contribution.shape[1])
     return {

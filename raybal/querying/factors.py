@@ -17,31 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raybal import hashing
-from raybal.errors import RaybalError
 from raybal.querying import clocks
+from raybal.querying.distances import CENTRES, NOISE, TILE, Centres, finite_norms
 
-#: Rows whose distances are computed at a time: what the caches hold of a CPU, and what fills a GPU.
-TILE = {"cpu": 2048, "cuda": 1 << 16}
-#: Below this share of the norm a float32 distance is cancellation noise and is computed again in float64.
-NOISE = 1e-4
-#: Centres come in multiples of this: matrix products run the last few columns of other numbers by kernels whose
-#: rounding depends on where in the tile a row lies.
-_CENTRES = 16
-#: Below this share of the norms a float64 distance is rounding: the embeddings are equal.
-_EQUAL = 1e-12
-
-
-class NotFiniteError(RaybalError):
-    """Factors that are not finite.
-
-    Args:
-        count: number of rows that have some.
-        row: the first of them.
-    """
-
-    def __init__(self, count: int, row: int) -> None:
-        super().__init__(f"the factors of {count} items are not finite, the first in row {row}")
-        self.row = row
+#: Centres whose distances to a tile of rows are held at a time.
+_AT_ONCE = 1024
 
 
 @dataclass
@@ -219,24 +199,30 @@ class FactorShard:
             rows: rows of this shard that are among the centres.
             numbers: which of the k centres each of them is.
         """
-        count, device = len(q), self.q.device
-        if count and len(self):
-            fill = -count % _CENTRES
-            # Repeats of the last centre change no minimum.
-            q, h = (torch.cat([x, x[-1:].expand(fill, -1)]).to(device) for x in (q, h))
-            tile = TILE[device.type]
-            centres = _Centres(q, h, tile)
-            starts = range(0, len(self), tile)
-            noisy = [self._update(slice(s, min(s + tile, len(self))), centres, count) for s in starts]
-            for found in torch.cat(noisy).split(tile):
-                self._improve(found, centres.exact(self.q[found], self.h[found]), count)
-        own = torch.as_tensor(np.asarray(rows, np.int64), device=device)
+        for part_q, part_h in zip(q.split(_AT_ONCE), h.split(_AT_ONCE), strict=True):
+            self._lower(part_q, part_h)
+            self.centres += len(part_q)
+        own = torch.as_tensor(np.asarray(rows, np.int64), device=self.q.device)
         self.free[own] = False
         self.d2[own] = 0.0
-        self.nearest[own] = torch.as_tensor(np.asarray(numbers, np.int32), device=device) + self.centres
-        self.centres += count
+        first = self.centres - len(q)
+        self.nearest[own] = torch.as_tensor(np.asarray(numbers, np.int32), device=own.device) + first
 
-    def _update(self, rows: slice, centres: _Centres, count: int) -> Tensor:
+    def _lower(self, q: Tensor, h: Tensor) -> None:
+        count = len(q)
+        if not count or not len(self):
+            return
+        fill = -count % CENTRES
+        # Repeats of the last centre change no minimum.
+        q, h = (torch.cat([x, x[-1:].expand(fill, -1)]).to(self.q.device) for x in (q, h))
+        tile = TILE[q.device.type]
+        centres = Centres(q, h, tile)
+        starts = range(0, len(self), tile)
+        noisy = [self._update(slice(s, min(s + tile, len(self))), centres, count) for s in starts]
+        for found in torch.cat(noisy).split(tile):
+            self._improve(found, centres.exact(self.q[found], self.h[found]), count)
+
+    def _update(self, rows: slice, centres: Centres, count: int) -> Tensor:
         """Lowers D2 of one tile; returns the rows [m] whose distances are noise and have to be computed exactly."""
         far = centres.beside(self.q[rows], self.h[rows])
         norm, before = self.norm[rows], self.d2[rows]
@@ -305,77 +291,3 @@ def _arrivals(
     when = np.concatenate(times)
     first = np.argsort(when, kind="stable")[:count]
     return np.concatenate(items)[first], when[first], np.concatenate(numbers)[first]
-
-
-class _Centres:
-    """Centres, as tiles of rows are multiplied with them.
-
-    Args:
-        q, h: factors [k, C] and [k, D].
-        tile: number of rows of a tile. A short one is computed among as many rows, so that every row is computed by
-            the same kernel whatever its neighbours.
-    """
-
-    def __init__(self, q: Tensor, h: Tensor, tile: int) -> None:
-        self.q, self.h = q, h
-        self.norm = squared_norms(q, h).float()
-        self._scaled, self._other = (-2 * q.float()).T.contiguous(), h.float().T.contiguous()
-        # Fresh memory for every tile would cost as much as a third of the products.
-        self._rows = [torch.zeros(tile, x.shape[1], device=q.device) for x in (q, h)]
-        self._products = torch.empty(2, tile, len(q), device=q.device)
-
-    def exact(self, q: Tensor, h: Tensor) -> Tensor:
-        """Returns squared distances [n, k] in float64."""
-        return exact_distances(q, h, self.q, self.h)
-
-    def beside(self, q: Tensor, h: Tensor) -> Tensor:
-        """Returns ||E_c||^2 - 2 <E_i, E_c> of one tile's rows, [n, k], until the next call."""
-        count = len(q)
-        q, h = (self._whole(x, into) for x, into in zip((q, h), self._rows, strict=True))
-        product, other = self._products
-        torch.mm(h, self._other, out=other)
-        torch.mm(q, self._scaled, out=product)
-        return torch.addcmul(self.norm, product, other, out=product)[:count]
-
-    @staticmethod
-    def _whole(x: Tensor, into: Tensor) -> Tensor:
-        if x.dtype == into.dtype and len(x) == len(into):
-            return x
-        into[: len(x)].copy_(x)
-        return into
-
-
-def squared_norms(q: Tensor, h: Tensor) -> Tensor:
-    """Returns the squared norms of the embeddings, ||q_i||^2 ||h_i||^2, summed in float64."""
-
-    def sums(x: Tensor) -> Tensor:
-        tile = min(TILE[x.device.type], len(x))
-        found = torch.empty(len(x), dtype=torch.float64, device=x.device)
-        memory = torch.empty(tile, x.shape[1], dtype=torch.float64, device=x.device)
-        for start in range(0, len(x), tile or 1):
-            part = x[start : start + tile]
-            torch.sum(memory[: len(part)].copy_(part).square_(), 1, out=found[start : start + tile])
-        return found
-
-    return sums(q) * sums(h)
-
-
-def finite_norms(q: Tensor, h: Tensor) -> Tensor:
-    """Returns `squared_norms`.
-
-    Raises:
-        NotFiniteError: a factor is not finite.
-    """
-    norms = squared_norms(q, h)
-    bad = torch.nonzero(~torch.isfinite(norms)).flatten()
-    if len(bad):
-        raise NotFiniteError(len(bad), int(bad[0]))
-    return norms
-
-
-def exact_distances(q: Tensor, h: Tensor, q_other: Tensor, h_other: Tensor) -> Tensor:
-    """Returns squared distances [n, k] of embeddings in float64; exactly 0 for equal ones."""
-    product = (q.double() @ q_other.double().T) * (h.double() @ h_other.double().T)
-    norms = squared_norms(q, h)[:, None] + squared_norms(q_other, h_other)[None]
-    d2 = norms - 2 * product
-    return torch.where(d2 <= _EQUAL * norms, 0.0, d2)

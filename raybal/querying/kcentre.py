@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raybal.querying.factors import Rows, exact_distances
+from raybal.querying.distances import reproducible_distances
+from raybal.querying.factors import Rows
 from raybal.querying.shards import Pick, Shards, accept, add_centres, merge, rest, rows_of
 
 
@@ -43,7 +44,7 @@ def k_centre(
         found, shard = merge(answers, lambda r: np.lexsort((r.key, -r.d2)), exchange + 1)
         bound = float(found.d2[exchange]) if len(found.d2) > exchange else 0.0
         found = found[:exchange]
-        distances = exact_distances(found.q, found.h, found.q, found.h).numpy()
+        distances = reproducible_distances(found.q, found.h, found.q, found.h).numpy()
         chosen, d2 = walk(found.d2, distances, bound, size - len(picks))
         picks += accept(shards, found, shard, chosen, d2)
     return picks

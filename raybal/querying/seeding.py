@@ -22,7 +22,8 @@ from torch import Tensor
 
 from raybal import hashing
 from raybal.errors import RaybalError
-from raybal.querying.factors import NOISE, FactorShard, Proposals, Rows, exact_distances, finite_norms
+from raybal.querying.distances import NOISE, exact_distances, finite_norms
+from raybal.querying.factors import FactorShard, Proposals, Rows
 from raybal.querying.shards import LocalShards, Pick, Shards, accept, add_centres, merge, rest
 
 

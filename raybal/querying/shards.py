@@ -13,7 +13,8 @@ from torch import Tensor
 
 from raybal.errors import RaybalError
 from raybal.querying.base import Candidates, Holder
-from raybal.querying.factors import FactorShard, NotFiniteError, Rows
+from raybal.querying.distances import NotFiniteError
+from raybal.querying.factors import FactorShard, Rows
 
 R = TypeVar("R", bound=Rows)
 #: Maps a holder to its items' factors (q, h).
@@ -150,11 +151,9 @@ def rows_of(shards: Shards, picks: Sequence[Pick]) -> Rows:
 
 
 def add_centres(shards: Shards, centres: tuple[Tensor, Tensor] | None) -> None:
-    """Makes what has these factors (q, h) centres of all shards, a thousand at a time."""
+    """Makes what has these factors (q, h) centres of all shards."""
     if centres is not None:
-        for q, h in zip(*(x.split(1024) for x in centres), strict=True):
-            if len(q):
-                shards.map("update", q, h)
+        shards.map("update", *centres)
 
 
 def count_cells(shards: Shards, size: int) -> list[int]:

@@ -17,7 +17,8 @@ from raybal import hashing
 from raybal.errors import RaybalError
 from raybal.querying import factors as shard_of_factors
 from raybal.querying import seeding
-from raybal.querying.factors import FactorShard, exact_distances, squared_norms
+from raybal.querying.distances import exact_distances, reproducible_product, squared_norms
+from raybal.querying.factors import FactorShard
 from raybal.querying.seeding import LocalShards, d2_seeding, rejection_seeding
 
 
@@ -79,6 +80,39 @@ def test_an_update_gives_a_row_the_same_wherever_it_lies(count):
         part = FactorShard(q[rows], h[rows], keys[rows.numpy()])
         part.update(q[centres], h[centres])
         np.testing.assert_array_equal(part.d2, whole.d2[rows.numpy()])
+
+
+@pytest.mark.parametrize("classes", [1, 31])
+def test_what_is_close_to_a_centre_is_the_same_wherever_it_lies(classes):
+    """There distances are taken in float64, whose products round by where in a tile a row lies."""
+    generator = torch.Generator().manual_seed(0)
+    q, h = factors(600, classes=classes, size=48)
+    q = q if classes > 1 else torch.ones(600, 1)
+    near = torch.arange(600) % 5
+    q, h = q[near], h[near] * (1 + 1e-3 * torch.rand(600, 48, generator=generator))
+    # Each item twice.
+    q[300:], h[300:] = q[:300], h[:300]
+    keys = hashing.hash_ids(map(str, range(600)))
+    whole = FactorShard(q, h, keys)
+    for some in torch.arange(0, 300, 3).split(7):
+        whole.update(q[some], h[some])
+    np.testing.assert_array_equal(whole.d2[:300], whole.d2[300:])
+    assert (whole.d2 < shard_of_factors.NOISE * whole.norm).all()
+    for rows in torch.split(torch.randperm(600, generator=generator), [1, 2, 50, 547]):
+        part = FactorShard(q[rows], h[rows], keys[rows.numpy()])
+        for some in torch.arange(0, 300, 3).split(7):
+            part.update(q[some], h[some])
+        np.testing.assert_array_equal(part.d2, whole.d2[rows.numpy()])
+
+
+def test_reproducible_products_are_those_of_float64():
+    generator = torch.Generator().manual_seed(0)
+    # From 1e-9 to 1e9, zeros, and a row of nothing else.
+    x = torch.randn(50, 300, generator=generator) * 10 ** (18 * torch.rand(50, 1, generator=generator) - 9)
+    y = torch.randn(20, 300, generator=generator)
+    x[3], y[:, ::2] = 0.0, 0.0
+    size = x.double().norm(dim=1)[:, None] * y.double().norm(dim=1)
+    assert ((reproducible_product(x, y) - x.double() @ y.double().T).abs() <= 1e-14 * size).all()
 
 
 def probabilities_of_triples(q, h):
