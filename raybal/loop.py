@@ -376,6 +376,6 @@ def _query_table(query: Query, items: Mapping[str, dict[str, Any]], modalities: 
     for k, m in enumerate(modalities):
         shares = [r["contribution"][k] if "contribution" in r else None for r in rows]
         columns[f"contribution_{m}"] = pa.array(shares, pa.float64())
-    for name in query.parts[0] if query.parts else ():
-        columns[f"score_{name}"] = pa.array([part[name] for part in query.parts], pa.float64())
+    for name in dict.fromkeys(name for part in query.parts for name in part):
+        columns[f"score_{name}"] = pa.array([part.get(name) for part in query.parts], pa.float64())
     return pa.table(columns)

@@ -131,9 +131,9 @@ class Query:
 
     Attributes:
         ids: their ids.
-        score: the strategy's number for each.
+        score: the strategy's own number for each, whose meaning `reason` tells.
         reason: why each was chosen, in words.
-        parts: what the score of each is made of, by name; the same names for all.
+        parts: what the score of each is made of, by name; of a modality that is missing, nothing.
         cells: how many candidates are nearer to each than to the others of the query, itself among them, in the metric
             of the choice; None where the strategy does not find out by itself.
     """

@@ -6,14 +6,13 @@ Shen, Huang, Yin, Zou, Rajan and See, "Towards Balanced Active Learning for Mult
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from raybal.analysis.contribution import contributions, shapley_values
 from raybal.balancing.base import Predictor
 from raybal.querying.base import Scored
 from raybal.querying.gradient import GradientSeeding, SeedingSettings, residual
@@ -51,45 +50,6 @@ class BMMAL(GradientSeeding):
             "q": residual(scored.probabilities, scored.predicted),
             "h": modulated(scored.encoded.embeddings, scale),
         }
-
-
-@dataclass(frozen=True)
-class GradientFactors:
-    """The factors of gradient embeddings vec(q (x) h).
-
-    Attributes:
-        q: residuals [n, C].
-        h: modulated embeddings, concatenated over modalities [n, D].
-        contributions: each modality's share of the predicted class's probability [n, M].
-    """
-
-    q: Tensor
-    h: Tensor
-    contributions: Tensor
-
-
-def gradient_factors(
-    embeddings: Mapping[str, Tensor],
-    logits: Callable[[Tensor], Tensor],
-    present: Tensor | None = None,
-    modulate: Modulate = "weak",
-) -> GradientFactors:
-    """Returns BMMAL's factored gradient embeddings of n items.
-
-    Args:
-        embeddings: pooled, {m: [n, d_m]}.
-        logits: maps a mask bool [n, M] to logits [n, C] with the False modalities masked.
-        present: bool [n, M]; everything is present without it.
-        modulate: whose block shrinks.
-    """
-    if present is None:
-        first = next(iter(embeddings.values()))
-        present = torch.ones(len(first), len(embeddings), dtype=torch.bool, device=first.device)
-    phi, probabilities = shapley_values(logits, present)
-    predicted = probabilities.argmax(1)
-    shares = contributions(phi, predicted)
-    scale = modulation(shares, modulate, present)
-    return GradientFactors(residual(probabilities, predicted), modulated(embeddings, scale), shares)
 
 
 def modulation(shares: Tensor, modulate: Modulate = "weak", present: Tensor | None = None) -> Tensor:

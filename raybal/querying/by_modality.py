@@ -114,7 +114,7 @@ class ByModality(QueryStrategy):
         )
         found = self.inner.select(view, own)
         view.close()
-        _extend(query, dataclasses.replace(found, reason=[f"{m}: {reason}" for reason in found.reason], parts=[]))
+        _extend(query, dataclasses.replace(found, reason=[f"{m}: {reason}" for reason in found.reason]))
 
 
 class OneModality(Predictor):
@@ -163,6 +163,7 @@ def _extend(query: Query, more: Query) -> None:
     query.ids += more.ids
     query.score += more.score
     query.reason += more.reason
+    query.parts += more.parts or [{}] * len(more.ids)
 
 
 def _modalities(candidates: Candidates) -> list[str]:

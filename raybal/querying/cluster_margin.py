@@ -17,6 +17,7 @@ from raybal.balancing.base import Predictor
 from raybal.errors import RaybalError
 from raybal.querying.base import Candidates, Query, Request, Scored, top_k
 from raybal.querying.embedding import EmbeddingSettings, EmbeddingStrategy
+from raybal.querying.margin import margin
 from raybal.settings import setting
 
 #: All pairs of this many items take 1.6 GB.
@@ -27,7 +28,9 @@ LARGEST = 20_000
 class ClusterMarginSettings(EmbeddingSettings):
     """Settings of Cluster-Margin."""
 
-    factor: float = setting(10.0, ge=1, help="items of smallest margin that are clustered, as a multiple of `size`")
+    factor: float = setting(
+        10.0, ge=1, help="items of smallest margin that are clustered, as a multiple of `size`; 20,000 at most"
+    )
     spread: float = setting(1.25, gt=0, help="clusters, as a multiple of `size`")
     unit: bool = setting(False, help="scale each modality's embedding to length 1; the paper takes them as they are")
 
@@ -45,8 +48,7 @@ class ClusterMargin(EmbeddingStrategy):
     settings: ClusterMarginSettings
 
     def columns(self, predictor: Predictor, scored: Scored) -> dict[str, Tensor]:
-        best = scored.probabilities.topk(2, dim=1).values
-        return {"closeness": best[:, 1] - best[:, 0], **super().columns(predictor, scored)}
+        return {"closeness": -margin(scored.probabilities), **super().columns(predictor, scored)}
 
     def select(self, candidates: Candidates, request: Request) -> Query:
         if request.size > LARGEST:

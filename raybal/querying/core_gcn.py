@@ -41,7 +41,8 @@ class CoreGCN(EmbeddingStrategy):
     The graph joins all items by the products of their embeddings, of length 1. Its matrix is never formed: a product
     with it is two with the embeddings. Unlike the authors' code, every graph has all labelled items, each chooses its
     share of the query in its own space (the spaces of different networks cannot be compared), and embeddings are those
-    of scoring, without augmentation. Without labelled items the first query is random.
+    of scoring, without augmentation, each modality's scaled to length 1 before they are joined (`unit`). Biases begin
+    at 0. Without labelled items the first query is random.
     """
 
     name = "core_gcn"
@@ -72,8 +73,8 @@ class CoreGCN(EmbeddingStrategy):
         x = F.normalize(torch.cat([torch.from_numpy(finite(labelled, EMBEDDING)).float(), z]), dim=1)
         count = len(labelled.ids)
         known = torch.arange(len(x)) < count
-        hidden, scores = train(x, known, seed, self.settings.steps)
-        space = torch.cat([hidden, scores.logit()[:, None]], 1)
+        hidden, logits = train(x, known, seed, self.settings.steps)
+        space = torch.cat([hidden, logits[:, None]], 1)
         if not torch.isfinite(space).all():
             raise RaybalError("the graph network of core_gcn has diverged")
         ones = torch.ones(len(space), 1)
@@ -82,7 +83,7 @@ class CoreGCN(EmbeddingStrategy):
         query.ids += [part.ids[p.row] for p in picks]
         query.score += [p.d2**0.5 for p in picks]
         query.reason += [f"{p.d2**0.5:.2f} away from what is labelled or chosen, in the graph's space" for p in picks]
-        query.parts += [{"labelled_likeness": float(scores[count + p.row])} for p in picks]
+        query.parts += [{"labelled_likeness": float(logits[count + p.row].sigmoid())} for p in picks]
 
 
 def _count(holder: Holder) -> int:
@@ -137,7 +138,7 @@ def train(x: Tensor, labelled: Tensor, seed: int, steps: int) -> tuple[Tensor, T
         steps: of Adam.
 
     Returns:
-        (hidden [n, 128], scores [n] in (0, 1)), without dropout.
+        (hidden [n, 128], logits [n] of being labelled), without dropout.
     """
     graph, size = Graph(x), x.shape[1]
     own = np.random.default_rng(hashing.digest("core_gcn", seed) % 2**63)
@@ -158,12 +159,11 @@ def train(x: Tensor, labelled: Tensor, seed: int, steps: int) -> tuple[Tensor, T
         if dropout:
             kept = torch.from_numpy(own.random(hidden.shape, np.float32)) >= DROPOUT
             read = hidden * kept / (1 - DROPOUT)
-        return hidden, torch.sigmoid(graph.times(read @ last) + last_bias)[:, 0]
+        return hidden, (graph.times(read @ last) + last_bias)[:, 0]
 
     for _ in range(steps):
         optimizer.zero_grad()
-        discriminator_loss(forward(dropout=True)[1], labelled).backward()
+        discriminator_loss(torch.sigmoid(forward(dropout=True)[1]), labelled).backward()
         optimizer.step()
     with torch.no_grad():
-        hidden, scores = forward(dropout=False)
-    return hidden, scores.clamp(1e-6, 1 - 1e-6)
+        return forward(dropout=False)

@@ -17,9 +17,14 @@ class Margin(QueryStrategy):
     name = "margin"
 
     def columns(self, predictor: Predictor, scored: Scored) -> dict[str, Tensor]:
-        best = scored.probabilities.topk(2, dim=1).values
-        return {"closeness": best[:, 1] - best[:, 0]}
+        return {"closeness": -margin(scored.probabilities)}
 
     def select(self, candidates: Candidates, request: Request) -> Query:
         ids, values = top_k(candidates, "closeness", request.size)
         return Query(ids, [-v for v in values], [f"margin {-v:.3f} between the two likeliest classes" for v in values])
+
+
+def margin(probabilities: Tensor) -> Tensor:
+    """Returns the difference [n] between the two largest of each item's class probabilities [n, C]."""
+    best = probabilities.topk(2, dim=1).values
+    return best[:, 0] - best[:, 1]

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from raybal.balancing.base import Predictor
-from raybal.querying.base import Candidates, Query, QuerySettings, QueryStrategy, Request, Scored, finite, gather, top_k
+from raybal.querying.base import (
+    Candidates,
+    Query,
+    QuerySettings,
+    QueryStrategy,
+    Request,
+    Scored,
+    column_names,
+    finite,
+    gather,
+    top_k,
+)  # fmt: skip
 from raybal.querying.entropy import entropy
+from raybal.querying.margin import margin
 from raybal.settings import setting
 
+#: Before the name of a modality, the column of its uncertainty; and what it has where the modality is missing.
+OF, MISSING = "uncertainty_", -1.0
 MEASURES = {
     "entropy": entropy,
-    "margin": lambda p: 1 - (p.topk(2, dim=1).values @ p.new_tensor([1.0, -1.0])),
+    "margin": lambda p: 1 - margin(p),
     "least_confidence": lambda p: 1 - p.amax(1),
 }
 
@@ -49,15 +63,21 @@ class ModalityUncertainty(QueryStrategy):
             combined = values.masked_fill(~present, 0.0).amax(1)
         else:
             combined = values.masked_fill(~present, torch.inf).amin(1).nan_to_num(posinf=0.0)
-        return {"uncertainty": combined, "uncertainties": values}
+        own = torch.where(present, values, MISSING)
+        return {"uncertainty": combined, **{f"{OF}{m}": own[:, i] for i, m in enumerate(logits)}}
 
     def select(self, candidates: Candidates, request: Request) -> Query:
         ids, values = top_k(candidates, "uncertainty", request.size)
-        each: Any = finite(gather(candidates, ids, ["uncertainties"]), "uncertainties") if ids else []
+        own = [name for name in column_names(candidates) if name.startswith(OF)]
+        found = gather(candidates, ids, own)
+        each = {name.removeprefix(OF): finite(found, name) for name in own} if ids else {}
         what = f"{self.settings.combine} {self.settings.measure.replace('_', ' ')} of its modalities"
         return Query(
             ids,
             values,
             [f"{what}: {v:.3f}" for v in values],
-            parts=[{f"modality_{i}": float(v) for i, v in enumerate(row)} for row in each],
+            parts=[
+                {m: float(column[row]) for m, column in each.items() if column[row] != MISSING}
+                for row in range(len(ids))
+            ],
         )

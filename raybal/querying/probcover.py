@@ -68,17 +68,19 @@ class ProbCover(EmbeddingStrategy):
 
 
 def pure_radius(z: Tensor, classes: int, purity: float, seed: int) -> float:
-    """Returns the largest radius at which this share of the items' balls holds one of `classes` clusters only.
+    """Returns the largest radius at which this share of the items' balls holds one of `classes` clusters only. Beside
+    items that a sample leaves out, balls are less pure than that.
 
     Args:
         z: a sample of embeddings [n, D].
     """
-    if len(z) <= classes:
-        return 1.0
-    labels = k_means(z, classes, restarts=3, seed=seed % 2**31).assignment
-    other = torch.cdist(z, z).masked_fill(labels[:, None] == labels, torch.inf).amin(1)
-    found = float(other.quantile(1 - purity)) if bool(torch.isfinite(other).all()) else 1.0
-    return max(found, 1e-6)
+    few = len(z) <= classes
+    labels = torch.arange(len(z)) if few else k_means(z, classes, restarts=3, seed=seed % 2**31).assignment
+    distances = torch.cdist(z, z)
+    other = distances.masked_fill(labels[:, None] == labels, torch.inf).amin(1)
+    # A ball that holds everything is pure where there is one cluster only.
+    found = other.quantile(1 - purity) if bool(torch.isfinite(other).all()) else 2 * distances.max()
+    return max(float(found), 1e-6)
 
 
 class _Graph:

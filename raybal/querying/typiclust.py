@@ -5,6 +5,7 @@ Hacohen, Dekel and Weinshall, "Active Learning on a Budget: Opposite Strategies 
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +14,15 @@ from numpy.typing import NDArray
 
 from raybal.querying.base import Candidates, Query, Request
 from raybal.querying.clusters import k_means
+from raybal.querying.distances import exact_distances
 from raybal.querying.embedding import EmbeddingSettings, EmbeddingStrategy
-from raybal.querying.factors import FactorShard, Rows, exact_distances
+from raybal.querying.factors import FactorShard, Rows
 from raybal.querying.shards import HeldShards, Joined, LocalShards, Pick, Shards, merge, rest
 from raybal.settings import setting
 
 NEIGHBOURS = 20
-#: Clusters of fewer items come last.
-SMALLEST = 5
+#: Clusters of so many items or fewer are outliers, as in the released code.
+OUTLIERS = 5
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class TypiClustSettings(EmbeddingSettings):
 
 class TypiClust(EmbeddingStrategy):
     """Clusters labelled items and candidates into as many clusters as both have items after the query (at most
-    `clusters`); takes clusters by the fewest labels, then by size, and of each the item with the smallest mean
-    distance to its nearest neighbours there: 20, or half of the cluster's candidates if they are fewer than 40."""
+    `clusters`); takes again and again the cluster with the fewest labels, the largest among equals, and of it the item
+    with the smallest mean distance to its nearest neighbours there: 20, or half of the cluster's candidates if they are
+    fewer than 40. Of clusters of up to 5 items, which the released code drops, it takes some when no other is left."""
 
     name = "typiclust"
     Settings = TypiClustSettings
@@ -54,20 +57,23 @@ class TypiClust(EmbeddingStrategy):
         sizes = k_means(Joined([shards, known]), count, request.seed).sizes
         labels = sum(known.map("cells", len(sizes)), np.zeros(len(sizes), np.int64))
         picks, reasons, typicality = list[Pick](), list[str](), list[float]()
-        open_clusters = np.lexsort((np.arange(len(sizes)), -sizes, labels, sizes < SMALLEST)).tolist()
-        while open_clusters and len(picks) < request.size:
-            for number in list(open_clusters):
-                if len(picks) == request.size:
-                    break
-                found = _most_typical(shards, number, self.settings.members)
-                if found is None:
-                    open_clusters.remove(number)
-                    continue
-                pick, distance = found
-                picks.append(pick)
-                typicality.append(1 / max(distance, 1e-12))
-                reasons.append(f"typical of a cluster of {sizes[number]} items, {labels[number]} of them labelled")
-                labels[number] += 1
+
+        def rank(number: int) -> tuple[bool, int, int, int]:
+            return sizes[number] <= OUTLIERS, labels[number], -sizes[number], number
+
+        queue = sorted(map(rank, range(len(sizes))))
+        while queue and len(picks) < request.size:
+            number = queue[0][-1]
+            found = _most_typical(shards, number, self.settings.members)
+            if found is None:
+                heapq.heappop(queue)
+                continue
+            pick, distance = found
+            picks.append(pick)
+            typicality.append(1 / max(distance, 1e-12))
+            reasons.append(f"typical of a cluster of {sizes[number]} items, {labels[number]} of them labelled")
+            labels[number] += 1
+            heapq.heapreplace(queue, rank(number))
         more = rest(shards, request.size - len(picks), request.seed)
         return Query(
             ids=shards.ids(picks + more),
@@ -91,8 +97,8 @@ def _most_typical(shards: Shards, number: int, limit: int) -> tuple[Pick, float]
 
 
 def _mean_of_nearest(distances: torch.Tensor, count: int) -> NDArray[np.float64]:
-    """Returns the mean distance of each item to its nearest others, [n]; 0 for one that is alone."""
+    """Returns the mean distance of each item to its nearest others, [n]; infinite for one that is alone."""
     if len(distances) < 2:
-        return np.zeros(len(distances))
+        return np.full(len(distances), np.inf)
     own = distances.clone().fill_diagonal_(torch.inf)
     return own.topk(min(count, len(own) - 1), dim=1, largest=False).values.mean(1).numpy()

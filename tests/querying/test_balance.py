@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import entropy
 
 from raybal import hashing
+from raybal.errors import RaybalError
 from raybal.querying.balance import balance_of, select
 from raybal.querying.base import Holder, LocalCandidates, Query, QuerySettings, QueryStrategy, QuotaSettings, Request
 from raybal.querying.explain import describe_items, summarise_pool
@@ -109,3 +110,14 @@ def test_a_quota_that_cannot_be_kept_is_filled_up_and_said(caplog):
         query, _ = choose(size=N, dominated=0.5)
     assert sorted(query.ids) == IDS
     assert "the quota cannot be kept" in caplog.text
+
+
+def test_a_contribution_that_is_not_finite_is_named():
+    """A single one would make every limit to contributions pass for kept or for broken."""
+    candidates = held(3)
+    holder = candidates.holders[1]
+    holder.columns["contribution"] = holder.columns["contribution"].copy()
+    holder.columns["contribution"][4, 1] = np.nan
+    strategy = ByShare(QuerySettings(strategy="by share", quota=QuotaSettings(contribution=0.1)))
+    with pytest.raises(RaybalError, match=f"'contribution' of item {holder.ids[4]} is not finite"):
+        select(strategy, candidates, Request(40, 1))

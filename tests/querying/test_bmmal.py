@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from raybal.analysis.contribution import contributions, shapley_values
+from raybal.models.classifier import Encoded
 from raybal.models.fusion import Concat
-from raybal.querying.bmmal import gradient_factors, modulated, modulation
+from raybal.querying.base import Scored
+from raybal.querying.bmmal import BMMAL, modulated, modulation
+from raybal.querying.distances import exact_distances
 
 
 def head(data):
@@ -21,6 +24,17 @@ def head(data):
     return z, lambda mask: fusion(z, mask).detach()
 
 
+def columns_of(z, logits, present=None, modulate="weak"):
+    """The contributions, and the columns that the strategy makes of items with these embeddings and logits."""
+    first = next(iter(z.values()))
+    present = torch.ones(len(first), len(z), dtype=torch.bool) if present is None else present
+    phi, probabilities = shapley_values(logits, present)
+    predicted = probabilities.argmax(1)
+    scored = Scored(Encoded(z, z, present), probabilities, predicted, contributions(phi, predicted))
+    strategy = BMMAL(BMMAL.Settings(strategy="bmmal", modulate=modulate))
+    return scored.contributions, strategy.columns(None, scored)
+
+
 @pytest.mark.parametrize("file", ["bmmal_small", "bmmal_concat"])
 def test_shapley_values_and_factors_equal_the_recorded_ones(vectors, file):
     data = vectors(file)
@@ -33,30 +47,43 @@ def test_shapley_values_and_factors_equal_the_recorded_ones(vectors, file):
     empty = logits(torch.zeros_like(everything)).softmax(1)
     np.testing.assert_allclose(phi.sum(1), probabilities - empty, atol=1e-6)
 
-    factors = gradient_factors(z, logits)
+    found, columns = columns_of(z, logits)
     shares = np.concatenate([data["contrib1_pred"], data["contrib2_pred"]], 1)
-    np.testing.assert_allclose(factors.contributions, shares, atol=1e-5)
-    embedding = torch.einsum("nc,nd->ncd", factors.q, factors.h).flatten(1)
+    np.testing.assert_allclose(found, shares, atol=1e-5)
+    embedding = torch.einsum("nc,nd->ncd", columns["q"], columns["h"]).flatten(1)
     np.testing.assert_allclose(embedding, data["bmmal_emb"], atol=1e-5)
-    badge = torch.einsum("nc,nd->ncd", factors.q, torch.cat(list(z.values()), 1)).flatten(1)
+    badge = torch.einsum("nc,nd->ncd", columns["q"], torch.cat(list(z.values()), 1)).flatten(1)
     np.testing.assert_allclose(badge, data["badge_emb"], atol=1e-6)
-    scale = modulation(factors.contributions)
+    scale = modulation(found)
     np.testing.assert_allclose(scale, np.concatenate([data["scale1"], data["scale2"]], 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("file", ["bmmal_small", "bmmal_concat"])
+def test_distances_and_probabilities_after_each_pick_equal_the_recorded_ones(vectors, file):
+    data = vectors(file)
+    columns = columns_of(*head(data))[1]
+    q, h = columns["q"], columns["h"]
+    for t in range(1, int(data["K"])):
+        chosen = data["bmmal_sel"][:t]
+        d2 = exact_distances(q, h, q[chosen], h[chosen]).amin(1).numpy()
+        # There 1e-6 is added to each coordinate of a difference.
+        np.testing.assert_allclose(np.sqrt(d2), data["bmmal_step_mindist_f64"][t - 1], atol=1e-4)
+        np.testing.assert_allclose(d2 / d2.sum(), data["bmmal_step_prob_f64"][t - 1], atol=1e-5)
 
 
 def test_edge_rows(vectors):
     """Zero features and a head that ignores them: finite and even where the authors' code reads stray memory."""
     data = vectors("bmmal_edge")
     z, logits = head(data)
-    factors = gradient_factors(z, logits)
-    scale = modulation(factors.contributions)
+    found, columns = columns_of(z, logits)
+    scale = modulation(found)
     recorded = np.concatenate([data["scale1"], data["scale2"]], 1)
     np.testing.assert_allclose(scale[1:5], recorded[1:5], atol=1e-6)
     for row in (0, 5):
-        assert factors.contributions[row].tolist() == [0.5, 0.5]
+        assert found[row].tolist() == [0.5, 0.5]
         assert scale[row].tolist() == [1.0, 1.0]
-    assert torch.isfinite(factors.h).all()
-    assert torch.isfinite(factors.q).all()
+    assert torch.isfinite(columns["h"]).all()
+    assert torch.isfinite(columns["q"]).all()
 
 
 def test_modulation_of_two_modalities():
@@ -78,8 +105,8 @@ def test_a_missing_modality_is_neither_strong_nor_weak(modulate):
     three = modulation(torch.tensor([[0.7, 0.0, 0.3]]), modulate, torch.tensor([[True, False, True]]))
     torch.testing.assert_close(three[:, [0, 2]], modulation(torch.tensor([[0.7, 0.3]]), modulate))
     z = {"a": torch.tensor([[3.0, 4.0]]), "b": torch.zeros(1, 2)}
-    factors = gradient_factors(z, lambda mask: z["a"] * mask[:, :1], torch.tensor([[True, False]]), modulate)
-    assert factors.h.tolist() == [[3.0, 4.0, 0.0, 0.0]]
+    _, columns = columns_of(z, lambda mask: z["a"] * mask[:, :1], torch.tensor([[True, False]]), modulate)
+    assert columns["h"].tolist() == [[3.0, 4.0, 0.0, 0.0]]
 
 
 def test_three_modalities_keep_their_own_blocks_and_swap_together():
@@ -94,13 +121,12 @@ def test_three_modalities_keep_their_own_blocks_and_swap_together():
 
         return logits
 
-    straight = gradient_factors(z, logits_of("abc"))
-    turned = gradient_factors({m: z[m] for m in "cab"}, logits_of("cab"))
-    torch.testing.assert_close(turned.contributions, straight.contributions[:, [2, 0, 1]])
-    torch.testing.assert_close(turned.h, straight.h[:, [5, 6, 7, 8, 0, 1, 2, 3, 4]])
-    torch.testing.assert_close(straight.contributions.sum(1), torch.ones(6))
-    scale = modulation(straight.contributions)
-    torch.testing.assert_close(straight.h, modulated(z, scale))
+    shares, straight = columns_of(z, logits_of("abc"))
+    turned_shares, turned = columns_of({m: z[m] for m in "cab"}, logits_of("cab"))
+    torch.testing.assert_close(turned_shares, shares[:, [2, 0, 1]])
+    torch.testing.assert_close(turned["h"], straight["h"][:, [5, 6, 7, 8, 0, 1, 2, 3, 4]])
+    torch.testing.assert_close(shares.sum(1), torch.ones(6))
+    torch.testing.assert_close(straight["h"], modulated(z, modulation(shares)))
 
 
 def test_shapley_values_of_three_modalities_equal_the_average_over_all_orders():

@@ -10,7 +10,7 @@ from sklearn.datasets import make_blobs
 from raybal import hashing
 from raybal.querying import core_gcn, kcentre
 from raybal.querying.base import STRATEGIES, Holder, LocalCandidates, Request
-from raybal.querying.clusters import k_means
+from raybal.querying.clusters import central_items, k_means
 from raybal.querying.factors import FactorShard
 from raybal.querying.kcentre import k_centre
 from raybal.querying.probcover import pure_radius
@@ -79,6 +79,25 @@ def test_an_item_elsewhere_at_the_same_distance_is_not_passed_over():
         assert positions(picks, pieces) == sorted(range(12), key=lambda i: int(keys[i]))
 
 
+@pytest.mark.parametrize("parts", [2, 7, 16])
+def test_of_equal_items_close_to_others_the_smaller_key_is_chosen_on_any_shards(parts):
+    """Tight groups of items that are there twice each."""
+    generator = np.random.default_rng(0)
+    z = generator.normal(size=(20, 1, 24)) + 0.004 * generator.normal(size=(20, 15, 24))
+    z = np.tile(z.reshape(300, 24), (2, 1)).astype(np.float32)
+    chosen = []
+    for count in (1, parts):
+        shards, pieces = shards_of(z, count, seed=count)
+        centres = positions(k_centre(shards, 200, 0), pieces)
+        shards, pieces = shards_of(z, count, seed=count)
+        clusters = k_means(shards, 100, 0)
+        chosen.append((centres, positions(central_items(shards, len(clusters.sizes)), pieces)))
+    assert chosen[0] == chosen[1]
+    keys = hashing.hash_ids(map(str, range(600)))
+    # The first centre is drawn by hash.
+    assert all(keys[i] < keys[(i + 300) % 600] for i in chosen[0][0][1:] + chosen[0][1])
+
+
 def test_one_exchange_serves_several_picks(monkeypatch):
     z = np.random.default_rng(1).normal(size=(2000, 5)).astype(np.float32)
     shards, _ = shards_of(z)
@@ -137,6 +156,18 @@ def test_typiclust_goes_to_clusters_without_labels_and_to_their_middle():
         assert near == pytest.approx(min(every), rel=1e-4)
 
 
+def test_typiclust_leaves_outliers_for_last_and_then_goes_to_the_fewest_labels():
+    """Those of five items and fewer come when nothing else is left."""
+    sizes = [5, 12, 9, 1]
+    z = np.concatenate(
+        [20 * np.eye(4)[i] + 0.1 * np.random.default_rng(i).normal(size=(n, 4)) for i, n in enumerate(sizes)]
+    )
+    blob = np.repeat(range(4), sizes)
+    query = strategy("typiclust", unit=False, clusters=4).select(LocalCandidates([held(z)]), Request(27, 0))
+    assert blob[[int(i[5:]) for i in query.ids]].tolist() == [1, 2] * 9 + [1] * 3 + [0, 3] + [0] * 4
+    assert query.score[query.ids.index("item-0026")] == 0.0
+
+
 def test_probcover_is_the_greedy_cover():
     z = np.random.default_rng(3).uniform(size=(200, 2)).astype(np.float32)
     near = np.linalg.norm(z[:, None] - z[None], axis=2) < 0.15
@@ -166,6 +197,16 @@ def test_the_radius_keeps_balls_pure():
     assert 5 < radius < 10
 
 
+def test_the_radius_where_there_is_nothing_to_tell_apart():
+    z = torch.tensor([[0.0], [3.0], [10.0]])
+    # Each item a cluster: balls that hold nothing else.
+    assert 0 < pure_radius(z, 3, 0.95, 0) <= 3.5
+    # One cluster: all of it.
+    assert pure_radius(torch.zeros(9, 2), 1, 0.95, 0) == 1e-6
+    assert pure_radius(z, 1, 0.95, 0) == 20
+    assert pure_radius(z[:1], 3, 0.95, 0) == 1e-6
+
+
 def test_the_graph_and_the_loss_equal_the_recorded_ones(vectors):
     data = vectors("bmmal_baselines")
     x = torch.from_numpy(data["gcn_xnorm"]).double()
@@ -184,7 +225,7 @@ def test_the_graph_network_tells_what_is_far_from_labelled_items():
     z = z / np.linalg.norm(z, axis=1, keepdims=True)
     x = torch.from_numpy(z).float()
     known = torch.from_numpy(blob == 0) & (torch.arange(200) % 2 == 0)
-    _, scores = core_gcn.train(x, known, 0, 200)
+    scores = core_gcn.train(x, known, 0, 200)[1].sigmoid()
     # Items beside labelled ones look more labelled than those of the other blob.
     assert scores[blob == 0].mean() > scores[blob == 1].mean() + 0.1
 

@@ -16,9 +16,9 @@ from raybal.balancing.base import Predictor
 from raybal.bench.toy import make_pool
 from raybal.data.pool import Pool
 from raybal.querying.base import STRATEGIES, Holder, LocalCandidates, QuotaSettings, Request, Scored
+from raybal.querying.distances import squared_norms
 from raybal.querying.entropy import entropy
 from raybal.querying.explain import describe_items, summarise_pool
-from raybal.querying.factors import squared_norms
 from raybal.querying.scoring import score_shard
 from raybal.testing import STRATEGY_CHECKS, StrategyCase, check_strategy_once
 
