@@ -17,7 +17,6 @@ function of what came before it.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,6 @@ from raybal.experiment import BEGUN, Experiment
 from raybal.labelling.journal import Answer, Journal, Labels
 from raybal.lease import Lease
 from raybal.predictor import load_predictor, save_predictor
-from raybal.querying.balance import balance_of
 from raybal.querying.base import Query, Request
 from raybal.querying.scoring import read_holder
 from raybal.querying.selection import Selection
@@ -185,9 +183,7 @@ class Loop:
         query = wanted.only(self.experiment.affordable(current, wanted.ids))
         over = sorted(set(wanted.ids) - set(query.ids))
         if over:
-            selection = dataclasses.replace(
-                selection, balance=balance_of({i: selection.items[i] for i in query.ids}, selection.pool)
-            )
+            selection = selection.of(query)
         table = _query_table(query, selection.items, self.pool.info.names)
         self.store.write_table(f"{current.folder}/query.parquet", table)
         cost = self.experiment.cost(query.ids)

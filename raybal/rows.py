@@ -34,8 +34,8 @@ class Rows:
         where there are none.
 
         Raises:
-            ConfigError: there are settings of what is no row. Those of a method or strategy that is not a row this
-                time are left alone, as in a file for a larger comparison.
+            ConfigError: a name does not tell what the row is, or there are settings of what is no row. Those of a
+                method or strategy that is not a row this time are left alone, as in a file for a larger comparison.
         """
         rows, given = content.get(self.names), content.get(self.settings) or {}
         rows = list(default) if rows is None else rows
@@ -57,7 +57,18 @@ class Rows:
                     f"{self.settings}.{name}.{self.choice}: {chosen!r} is not accepted in a row called {name}; "
                     "give the row another name"
                 )
+        for name in rows:
+            if self.choice not in (given.get(name) or {}):
+                self._check_registered(name)
         return {**content, self.settings: {n: {self.choice: n, **(given.get(n) or {})} for n in rows}}
+
+    def _check_registered(self, name: str) -> None:
+        try:
+            self.registry.get(name)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{self.names}: {error}; a name of your own needs --{self.settings}.{name}.{self.choice}"
+            ) from None
 
     def check(self, rows: Sequence[str]) -> None:
         """Checks the names.

@@ -6,13 +6,24 @@ import dataclasses
 import logging
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raybal import hashing
-from raybal.querying.base import Candidates, Query, QueryStrategy, QuotaSettings, Request, column_names, gather
+from raybal.querying.base import (
+    Candidates,
+    Holder,
+    Query,
+    QueryStrategy,
+    QuotaSettings,
+    Request,
+    column_names,
+    gather,
+    rows_of,
+)
 from raybal.querying.explain import describe_items, summarise_pool
 from raybal.querying.views import Columns, Shown, View
 
@@ -53,8 +64,8 @@ def select(strategy: QueryStrategy, candidates: Candidates, request: Request) ->
     """Lets a strategy choose, within the quota of its settings.
 
     The strategy chooses among the items that the limits allow now; they are taken in its order, and when one is no
-    longer allowed it is left for later and the strategy chooses again. When the limits allow none that is left, the
-    rest is chosen without them, and a warning says so.
+    longer allowed it is left for later and the strategy chooses again. When the limits together allow none that is
+    left, one is given up for the rest of the query, and a warning says by how much it was missed.
     """
     quota = strategy.settings.quota
     if not len(candidates):
@@ -64,9 +75,9 @@ def select(strategy: QueryStrategy, candidates: Candidates, request: Request) ->
     pool = summarise_pool(candidates)
     limits = _Limits(quota, request.size, np.array(pool["contribution"]))
     columns = column_names(candidates)
-    query, wanted, kept = Query([], [], []), min(request.size, pool["candidates"]), True
+    query, wanted = Query([], [], []), min(request.size, pool["candidates"])
     while len(query.ids) < wanted:
-        shown = Shown(without=query.ids, allowed=limits.allowed if kept else None)
+        shown = Shown(without=query.ids, allowed=limits.allowed)
         view = View(candidates, "within quota", shown)
         chosen = gather(candidates, query.ids, columns) if query.ids else None
         seed = hashing.digest(request.seed, len(query.ids)) if query.ids else request.seed
@@ -76,14 +87,12 @@ def select(strategy: QueryStrategy, candidates: Candidates, request: Request) ->
         items = describe_items(view, found.ids)
         view.close()
         if not found.ids:
-            log.warning(
-                "the quota cannot be kept: %d of %d items are chosen beyond it", wanted - len(query.ids), wanted
-            )
-            kept = False
-            continue
+            limits.give_up(candidates, query.ids)
         for number, i in enumerate(found.ids):
-            if limits.take(items[i]) or not kept:
+            if limits.take(items[i]):
                 _append(query, found, number)
+    for name, found_value in limits.missed().items():
+        log.warning("query.quota.%s: %.3f was not kept; it is %.3f", name, getattr(quota, name), found_value)
     return query
 
 
@@ -93,6 +102,12 @@ def _append(query: Query, found: Query, number: int) -> None:
     query.reason.append(found.reason[number])
     if found.parts:
         query.parts.append(found.parts[number])
+
+
+def _some_left(holder: Holder, allowed: Callable[[Columns], NDArray[np.bool_]], chosen: list[str]) -> bool:
+    found = allowed(holder.columns)
+    found[rows_of(holder, chosen)] = False
+    return bool(found.any())
 
 
 class _Limits:
@@ -106,6 +121,8 @@ class _Limits:
 
     def __init__(self, quota: QuotaSettings, size: int, pool: NDArray[np.float64]) -> None:
         self.quota = quota
+        #: Those that are kept up, in the order in which they are given up.
+        self.kept = [name for name in ("contribution", "predicted", "dominated") if getattr(quota, name) is not None]
         self.size = size
         self.pool = pool
         self.dominated: Counter[int] = Counter()
@@ -116,14 +133,33 @@ class _Limits:
         """Returns which items may be taken now, bool [n], by their predictions and contributions."""
         contribution = columns["contribution"].astype(np.float64)
         found = np.ones(len(contribution), bool)
-        if self.quota.dominated is not None:
+        if self.quota.dominated is not None and "dominated" in self.kept:
             found &= ~np.isin(contribution.argmax(1), self._full(self.dominated, self.quota.dominated))
-        if self.quota.predicted is not None:
+        if self.quota.predicted is not None and "predicted" in self.kept:
             found &= ~np.isin(columns["predicted"], self._full(self.predicted, self.quota.predicted))
-        if self.quota.contribution is not None:
-            after = np.abs(self.excess + contribution - self.pool).max(1)
-            found &= (after <= self.quota.contribution * self.size) | (after < np.abs(self.excess).max())
+        if self.quota.contribution is not None and "contribution" in self.kept:
+            found &= np.abs(self.excess + contribution - self.pool).max(1) <= self.quota.contribution * self.size
         return found
+
+    def give_up(self, candidates: Candidates, chosen: list[str]) -> None:
+        """Gives up the first limit without which there is an item to take beside those chosen; all, if none is that."""
+        kept, self.kept = self.kept, []
+        for name in kept:
+            self.kept = [other for other in kept if other != name]
+            if any(candidates.map(_some_left, self.allowed, chosen)):
+                return
+        self.kept = []
+
+    def missed(self) -> dict[str, float]:
+        """Returns what came of the limits that were given up and not kept by chance, by name."""
+        count = max(sum(self.predicted.values()), 1)
+        came = {
+            "dominated": max(self.dominated.values(), default=0) / count,
+            "predicted": max(self.predicted.values(), default=0) / count,
+            "contribution": float(np.abs(self.excess).max()) / count,
+        }
+        limits = {name: getattr(self.quota, name) for name in came if name not in self.kept}
+        return {name: came[name] for name, most in limits.items() if most is not None and came[name] > most}
 
     def take(self, item: Facts) -> bool:
         """Counts an item and returns True, or returns False if a limit does not allow it."""

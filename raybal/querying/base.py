@@ -303,9 +303,14 @@ def _column_names(holder: Holder) -> list[str]:
 
 
 def _gather(holder: Holder, ids: list[str], columns: list[str]) -> Holder:
-    wanted = set(ids)
-    rows = np.array([row for row, i in enumerate(holder.ids) if i in wanted], np.int64)
+    rows = np.array(rows_of(holder, ids), np.int64)
     return Holder(holder.ids, holder.keys, {name: holder.columns[name] for name in columns})[rows]
+
+
+def rows_of(holder: Holder, ids: Sequence[str]) -> list[int]:
+    """Returns the rows of those of these ids that a holder has, in its order."""
+    wanted = set(ids)
+    return [row for row, i in enumerate(holder.ids) if i in wanted]
 
 
 def by_hash(candidates: Candidates, size: int, seed: int) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raybal.querying.base import Candidates, Holder, Query, QueryStrategy, column_names, finite, gather
+from raybal.querying.base import Candidates, Holder, Query, QueryStrategy, column_names, finite, gather, rows_of
 from raybal.querying.distances import reproducible_distances
 from raybal.querying.shards import Factors, HeldShards, add_centres, count_cells
 
@@ -31,13 +31,8 @@ def _describe(holder: Holder, ids: list[str]) -> dict[str, dict[str, Any]]:
             "confidence": float(holder.columns["confidence"][row]),
             "contribution": holder.columns["contribution"][row].tolist(),
         }
-        for row in _rows(holder, ids)
+        for row in rows_of(holder, ids)
     }
-
-
-def _rows(holder: Holder, ids: list[str]) -> list[int]:
-    wanted = set(ids)
-    return [row for row, i in enumerate(holder.ids) if i in wanted]
 
 
 def explain_items(

@@ -28,6 +28,12 @@ class Selection:
     pool: dict[str, Any] = field(default_factory=dict)
     balance: dict[str, Any] = field(default_factory=dict)
 
+    def of(self, query: Query) -> Selection:
+        """Returns what can be said of a part of the query. How many items each stands for is not known then."""
+        items = {i: {k: v for k, v in f.items() if k != "stands_for"} for i in query.ids if (f := self.items.get(i))}
+        balance = balance_of(items, self.pool) if self.balance else {}
+        return Selection(query, items, self.pool, balance)
+
     def without_predictions(self) -> Selection:
         """Returns what is left where the model was not trained: where items lie, but not what they are."""
         kept = ("stands_for", "nearest_labelled", "labelled_distance")

@@ -21,6 +21,7 @@ from raybal.store import Store
 FUSED = "fused"
 MANIFEST = "manifest"  # the source of labels that were there from the start
 CONTRIBUTION = "contribution_"
+SCORE = "score_"
 PARTS = ("test", "validation")  # over which a model's own contributions are measured; the first counts for more
 
 
@@ -32,6 +33,8 @@ class QueryRecord:
         modalities: their names, in the order of the contributions.
         ids: of the items.
         reason: why each was chosen.
+        score: the strategy's number for each.
+        parts: what the score of each is made of, by name.
         predicted: class index that the model they were chosen with predicted; None if there was no model yet.
         confidence: of that prediction, or None.
         contribution: each modality's share of the prediction [n, M]; nan where there was no model.
@@ -42,6 +45,8 @@ class QueryRecord:
     modalities: list[str]
     ids: list[str]
     reason: list[str]
+    score: list[float]
+    parts: list[dict[str, float]]
     predicted: list[int | None]
     confidence: list[float | None]
     contribution: NDArray[np.float64]
@@ -215,12 +220,20 @@ def _query(table: pa.Table) -> QueryRecord:
         modalities=[c.removeprefix(CONTRIBUTION) for c in shares],
         ids=table["id"].to_pylist(),
         reason=table["reason"].to_pylist(),
+        score=table["score"].to_pylist(),
+        parts=_parts(table),
         predicted=table["predicted"].to_pylist(),
         confidence=table["confidence"].to_pylist(),
         contribution=np.stack(columns, 1) if columns else np.zeros((len(table), 0)),
         stands_for=_if_there(table, "stands_for"),
         nearest_labelled=_if_there(table, "nearest_labelled"),
     )
+
+
+def _parts(table: pa.Table) -> list[dict[str, float]]:
+    names = [c for c in table.column_names if c.startswith(SCORE)]
+    rows = table.select(names).to_pylist() if names else [{}] * len(table)
+    return [{n.removeprefix(SCORE): v for n, v in row.items() if v is not None} for row in rows]
 
 
 def _if_there(table: pa.Table, column: str) -> list[Any]:

@@ -26,6 +26,7 @@ class ShownItem:
         confidence: of that prediction.
         contributions: (modality, share) if a model looked at it.
         reason: why it was chosen.
+        score: the strategy's number for it and what that is made of, in words; empty where it is nothing.
         place: what it is to other items, in words; empty if that is not known.
         label: that stands, or None.
         answered: whether there is an answer; one without a label says that the item cannot be labelled.
@@ -39,6 +40,7 @@ class ShownItem:
     confidence: float | None
     contributions: list[tuple[str, float]]
     reason: str
+    score: str
     place: str
     label: str | None
     answered: bool
@@ -124,11 +126,19 @@ def _item(
         confidence=query.confidence[row],
         contributions=list(zip(pool.info.names, query.contribution[row].tolist(), strict=True)) if known else [],
         reason=query.reason[row],
+        score=_score(query.score[row], query.parts[row]),
         place=_place(query.stands_for[row], query.nearest_labelled[row]),
         label=label,
         answered=item in experiment.labels.label,
         right=None if label is None or predicted is None else label == predicted,
     )
+
+
+def _score(score: float, parts: dict[str, float]) -> str:
+    if not score and not parts:
+        return ""
+    made_of = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in parts.items())
+    return f"score {score:.4g}" + (f" ({made_of})" if made_of else "")
 
 
 def _place(stands_for: int | None, nearest: str | None) -> str:

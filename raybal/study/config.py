@@ -27,6 +27,7 @@ SHARED = {
     "initial_size": "give --initial-size",
     "initial": "the first query is random",
     "initial_features": "the first query is random",
+    "explain": "nobody looks at its queries",
 }
 STRATEGY_ROWS = Rows("study", "strategies", "query", "strategy", STRATEGIES)
 METHOD_ROWS = Rows("study", "methods", "balancing", "method", METHODS)
@@ -38,7 +39,7 @@ class StudyConfig(Settings):
     seed. A seed's first query is the same for all. Loops run side by side, each in one process; the same command
     continues a study, and it may be given more strategies, methods and seeds later.
 
-      python jobs/study.py --seeds 3 --methods mlb                          on the built-in pool
+      python jobs/study.py --seeds 3                                        on the built-in pool
       python jobs/study.py --strategies random,bmmal,both --query.both.strategy bmmal --query.both.modulate both
     """
 
@@ -77,6 +78,11 @@ class StudyConfig(Settings):
         super().__post_init__()
         STRATEGY_ROWS.check(self.strategies)
         METHOD_ROWS.check(self.methods)
+        if self.label_budget <= (first := self.initial_size or self.size):
+            raise ConfigError(
+                f"label_budget: {self.label_budget} is not accepted; the first, random query has {first} items, and "
+                "strategies begin after it"
+            )
         if self.train.num_workers:
             raise ConfigError("train.num_workers: a study's loops run in one process each; leave it at 0")
 

@@ -35,6 +35,7 @@ def render(store: Store, summary: StudySummary, config: StudyConfig) -> str:
             f"{config.label_budget:,} labels by {config.size:,} of {config.pool.rpartition('/')[2]}"
         ),
         baseline=BASELINE,
+        compared_with_baseline=BASELINE in config.strategies,
         rows=summary.rows,
         modalities=summary.modalities,
         heads={FUSED: -1},

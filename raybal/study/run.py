@@ -101,6 +101,11 @@ class Study:
             experiment = Experiment(loop, Store(loop.store))
         if experiment.test is None:
             raise ConfigError(f"pool: {config.pool} has no labelled test items, which a study is about")
+        if (items := len(experiment.pool.positions_in("train"))) <= (first := config.initial_size or config.size):
+            raise ConfigError(
+                f"{'size' if config.initial_size is None else 'initial_size'}: {first} is not accepted; pool "
+                f"{config.pool} has {items} items to ask for, of which the first, random query would take all"
+            )
         self._defines = {"pool": experiment.pool.info.content_hash, "label_budget": config.label_budget}
         BEGUN.check(store, self._defines)
 

@@ -48,9 +48,9 @@ class StrategySummary:
     @property
     def verdict(self) -> str:
         """Whether it beats random queries, in words."""
-        if self.against is None or self.against.adjusted is None:
+        if self.against is None or self.against.difference.half is None:
             return ""
-        if self.against.adjusted >= 0.05:
+        if self.against.adjusted is None or self.against.adjusted >= 0.05:
             return "not told from random"
         return "better than random" if self.against.difference.mean > 0 else "worse than random"
 

@@ -109,7 +109,19 @@ def test_a_quota_that_cannot_be_kept_is_filled_up_and_said(caplog):
     with caplog.at_level("WARNING"):
         query, _ = choose(size=N, dominated=0.5)
     assert sorted(query.ids) == IDS
-    assert "the quota cannot be kept" in caplog.text
+    assert caplog.messages == [f"query.quota.dominated: 0.500 was not kept; it is {(SHARE > 0.5).mean():.3f}"]
+
+
+def test_of_limits_that_cannot_be_kept_together_one_is_given_up(caplog):
+    """So many items of one modality's have been taken that all others pull the mean contribution away."""
+    with caplog.at_level("WARNING"):
+        query, _ = choose(dominated=0.6, predicted=0.5, contribution=0.01)
+    found, rows = numbers(query), [int(i[5:]) for i in query.ids]
+    assert max(found["dominated"]) <= 0.6
+    assert np.bincount(COLUMNS["predicted"][rows]).max() <= 20
+    missed = np.abs(found["contribution"]).max()
+    assert missed > 0.01
+    assert caplog.messages == [f"query.quota.contribution: 0.010 was not kept; it is {missed:.3f}"]
 
 
 def test_a_contribution_that_is_not_finite_is_named():

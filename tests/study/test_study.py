@@ -174,6 +174,7 @@ def test_an_area_may_begin_later():
         ([0.05, 0.06, 0.05, 0.04, 0.05], "better than random"),
         ([-0.05, -0.06, -0.05, -0.04, -0.05], "worse than random"),
         ([0.05, -0.06, 0.05, -0.04, 0.01], "not told from random"),
+        ([0.05, 0.05, 0.05], "not told from random"),
         ([0.05], ""),
     ],
 )
@@ -191,13 +192,22 @@ def test_a_verdict_says_which_way_and_whether(gains, verdict):
     [
         (
             ["--strategies", "badgee"],
-            r"query\.badgee\.strategy: 'badgee' is not a query strategy.*did you mean 'badge'",
+            r"strategies: 'badgee' is not a query strategy.*did you mean 'badge'.*--query\.badgee\.strategy",
         ),
         (["--strategies", "random", "--query.badge.proposals", "3"], r"query\.badge: the study has no such row"),
         (["--strategies", "random,random"], "strategies: 'random' is there twice"),
         (["--methods", "../x"], r"methods: '\.\./x' is not accepted; a row's name has letters, digits, _ and -"),
         (["--train.num-workers", "2"], r"train\.num_workers: a study's loops run in one process"),
         (["--strategies", "random", "--query.random.size", "7"], r"query\.random\.size: all strategies of a study"),
+        (
+            ["--strategies", "random", "--query.random.explain", "true"],
+            r"query\.random\.explain: all strategies of a study",
+        ),
+        (["--label-budget", "60"], r"label_budget: 60 is not accepted; the first, random query has 60 items"),
+        (
+            ["--label-budget", "60", "--size", "20", "--initial-size", "80"],
+            r"label_budget: 60 is not accepted; .* 80 items",
+        ),
         (["--query", "{badge: 3}"], r"--query: there is no such option"),
     ],
 )

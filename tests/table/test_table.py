@@ -300,7 +300,10 @@ def test_a_long_run_says_once_a_minute_how_far_it_is(monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "mlbb"], r"balancing\.mlbb\.method: 'mlbb' is not a balancing method.*did you mean 'mlb'"),
+        (
+            ["--methods", "mlbb"],
+            r"methods: 'mlbb' is not a balancing method.*did you mean 'mlb'.*--balancing\.mlbb\.method",
+        ),
         (["--methods", "mlb", "--balancing.own.method", "joint"], r"balancing\.own: the table has no such row"),
         (["--methods", "mlb,mlb"], "methods: 'mlb' is there twice"),
         (["--train.learning-rate", "0.1"], r"train\.learning_rate: .* give learning_rates"),
