@@ -18,7 +18,7 @@ class BenchConfig(Settings):
     what: Literal["all", "prepare", "train", "score", "seeding", "rounds", "methods", "select"] = setting(
         "all",
         help="what is measured; methods: a training step of each balancing method beside one of joint; select: "
-        "choosing from large pools, beside the dense form, and by approximations",
+        "choosing from large pools, beside the dense form, on a GPU if there is one, and by approximations",
     )
     clips: str | None = setting(None, help="folder of clips for prepare (repeated as often as needed)")
     seconds: float = setting(60.0, gt=0, help="least duration of each measurement")
@@ -37,7 +37,7 @@ def main() -> None:
     from raybal.bench.rounds import bench_rounds
     from raybal.bench.score import bench_score
     from raybal.bench.seeding import bench_seeding
-    from raybal.bench.select import bench_approximations, bench_dense, bench_select
+    from raybal.bench.select import bench_approximations, bench_dense, bench_gpu, bench_select
     from raybal.bench.train import bench_train
 
     config = parse(BenchConfig)
@@ -52,6 +52,7 @@ def main() -> None:
         "methods": lambda: bench_methods(config.methods, config.seconds),
         "select": lambda: bench_select(config.sizes, config.cores),
         "select, dense": lambda: bench_dense(),
+        "select, GPU": bench_gpu,
         "select, approximations": lambda: bench_approximations(min(config.sizes), config.cores),
         "prepare": lambda: bench_prepare(config.clips or "", config.seconds, config.cores),
     }

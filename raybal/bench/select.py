@@ -66,6 +66,27 @@ def bench_approximations(n: int, cores: int) -> Iterator[tuple[str, float]]:
         yield f"{n:,} items, {name}: objective", shard.objective() / n
 
 
+def bench_gpu(
+    n: int = 1_000_000, classes: int = 309, size: int = 1024, device: str = "cuda"
+) -> Iterator[tuple[str, float]]:
+    """Yields seconds and peak memory of choosing a thousand items on a GPU; nothing where there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return
+    keys = hashing.mix(np.arange(n, dtype=np.uint64), 0)
+    generator = torch.Generator(device).manual_seed(0)
+    q = torch.randn(n, classes, generator=generator, device=device, dtype=torch.float16).mul_(2).softmax(1)
+    q -= F.one_hot(q.argmax(1), classes)
+    h = torch.rand(n, size, generator=generator, device=device, dtype=torch.float16)
+    rejection_seeding(LocalShards([FactorShard(q[:10_000], h[:10_000], keys[:10_000])]), PICKS, 0)
+    _ = q.sum().item(), h.sum().item()  # all work so far has ended
+    started = time.perf_counter()
+    picks = rejection_seeding(LocalShards([FactorShard(q, h, keys)]), PICKS, 0)
+    # Picks are numbers in main memory: the GPU has finished.
+    yield f"{n:,} items, {classes} classes, {size} dimensions: s for {len(picks)}", time.perf_counter() - started
+    if device == "cuda":
+        yield "peak GB", torch.cuda.max_memory_allocated() / 1e9
+
+
 def make_factors(n: int) -> tuple[Tensor, Tensor]:
     """Returns factors (q [n, C], h [n, D]) of random items, in half precision if there are many."""
     kind = np.dtype(np.float16 if n >= HALF else np.float32)

@@ -2,7 +2,6 @@
 
 import itertools
 import multiprocessing
-import os
 import resource
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -188,15 +187,14 @@ def small_pool():
 
 def test_rejection_has_the_law_of_sequential_seeding(small_pool):
     """The joint distribution of three picks on a pool with an exact duplicate, against exact probabilities."""
-    # A tenth of the runs tells the wrong samplers below.
-    runs = 40_000 if os.environ.get("RAYBAL_LONG") else 4000
+    runs = 40_000
     _, expected = probabilities_of_triples(*small_pool)
     assert p_value(draw(*small_pool, runs), expected, runs) > 1e-3
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_the_law_test_notices_a_wrong_sampler(small_pool, wrong):
-    runs = 4000
+    runs = 4000  # a tenth tells them already
     _, expected = probabilities_of_triples(*small_pool)
     assert p_value(draw(*small_pool, runs, wrong), expected, runs) < 1e-6
 
