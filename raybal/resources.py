@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from raybal import autoscaling
 from raybal.errors import ConfigError, RaybalError
 from raybal.settings import Settings, setting
 from raybal.training.settings import TrainSettings
@@ -20,9 +21,6 @@ from raybal.workers import free_port
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
-
-#: Trials that run at a time at most, where a cluster may grow without end.
-MOST_TRIALS = 1000
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +35,13 @@ class ResourceSettings(Settings):
     )
     scoring_actors: int | None = setting(
         None, ge=1, defines=False, help="actors that score and select; none: one a CPU, at most one a shard"
+    )
+    trials: int | None = setting(
+        None,
+        ge=1,
+        defines=False,
+        help="trials of a sweep that run at a time; none: as many as the cluster has room for at the start (an "
+        "autoscaler does not tell what it could add)",
     )
     max_failures: int = setting(3, ge=0, defines=False, help="how often a training run may lose a worker")
     object_store_gb: float | None = setting(
@@ -118,7 +123,8 @@ def scaling(train: TrainSettings, settings: ResourceSettings) -> ScalingConfig:
     """Returns Ray Train's scaling for a training run.
 
     Raises:
-        ConfigError: the workers ask for more than this machine has, or the cluster at its largest.
+        ConfigError: the workers ask for more than this machine has, or the cluster at its largest: its autoscaler has
+            half a minute to say so.
     """
     # Takes a second to import, which most processes can do without.
     from ray.train import ScalingConfig
@@ -141,8 +147,7 @@ def trial_options(train: TrainSettings, settings: ResourceSettings) -> tuple[dic
     """
     bundle, workers = _bundle(train, settings), max(1, train.num_workers)
     _check_room(bundle, workers, "train.num_workers" if train.num_workers else "resources")
-    room = max(_room(bundle, _present()), _room(bundle, _grown() or []))
-    at_once = max(1, int(min(room, MOST_TRIALS * workers) // workers))
+    at_once = settings.trials or max(1, int(_room(bundle, _present()) // workers))
     return (bundle if not train.num_workers else {"memory": 1.0}), at_once
 
 
@@ -163,15 +168,6 @@ def _present() -> Nodes:
     return [(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
 
 
-def _grown() -> Nodes | None:
-    """Returns the nodes that the cluster has when its autoscaler has let it grow as far as it may; None where there is
-    none that says."""
-    config = ray._private.state.state.get_cluster_config()
-    if config is None or not config.node_group_configs:
-        return None
-    return [(dict(g.resources), math.inf if g.max_count < 0 else g.max_count) for g in config.node_group_configs]
-
-
 def _room(bundle: dict[str, float], nodes: Nodes) -> float:
     """Returns how many reservations of one kind fit some nodes."""
     needs = {name: wanted for name, wanted in bundle.items() if wanted > 0}
@@ -190,13 +186,14 @@ def _check_room(bundle: dict[str, float], count: int, key: str) -> None:
     have = " and ".join(f"{capacity(name):g} {name}" for name in bundle)
     if not _is_connected():
         raise ConfigError(f"{key}: {asked} do not fit; this machine has {have}")
-    grown = _grown()
-    if grown is not None and _room(bundle, grown) < count:
+    if not autoscaling.grows():
+        raise ConfigError(f"{key}: {asked} do not fit; the cluster has {have}, and no autoscaler that would add any")
+    log.info("%s do not fit the %s that the cluster has now; asking its autoscaler for more", asked, have)
+    if not autoscaling.can_place([bundle] * count):
         raise ConfigError(
-            f"{key}: {asked} do not fit the cluster even when its autoscaler has started all the machines that it may: "
-            f"there is room for {_room(bundle, grown):g} then"
+            f"{key}: {asked} do not fit the cluster, even with all the machines that its autoscaler may start beside "
+            f"what runs now; it has {have}"
         )
-    log.warning("%s do not fit the %s that the cluster has now; waiting for it to grow", asked, have)
 
 
 def task_options(settings: ResourceSettings, device: str) -> dict[str, Any]:

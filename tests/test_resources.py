@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import socket
-from types import SimpleNamespace
 
 import pytest
 import ray
 
+from raybal import autoscaling
 from raybal.errors import ConfigError, RaybalError
 from raybal.resources import ResourceSettings, check_place, cluster, scaling, scoring_options, trial_options
 from raybal.training.settings import TrainSettings
@@ -18,15 +18,12 @@ def size(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_JOB_ID", raising=False)
 
-    def set_size(*nodes: dict[str, float], grown: list | None = None, **resources: float) -> None:
-        """A cluster of some nodes, or of one, which may grow to (resources, largest number) of each kind of node."""
+    def set_size(*nodes: dict[str, float], **resources: float) -> None:
+        """A cluster of some nodes, or of one."""
         each = nodes or (resources,)
         total = {name: sum(node.get(name, 0.0) for node in each) for node in each for name in node}
-        groups = [SimpleNamespace(resources=r, max_count=n) for r, n in grown or []]
-        config = None if grown is None else SimpleNamespace(node_group_configs=groups)
         monkeypatch.setattr(ray, "cluster_resources", lambda: total)
         monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": dict(node)} for node in each])
-        monkeypatch.setattr(ray._private.state.state, "get_cluster_config", lambda: config)
 
     return set_size
 
@@ -82,44 +79,35 @@ def test_what_this_machine_does_not_have_is_refused(size, count, settings, devic
         workers(count, ResourceSettings(**settings), device)
 
 
-def test_on_a_cluster_workers_wait_for_it_to_grow(size, monkeypatch, caplog):
+def test_a_cluster_without_an_autoscaler_does_not_grow(size, monkeypatch):
+    size(CPU=2.0)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(autoscaling, "grows", lambda: False)
+    with pytest.raises(ConfigError, match=r"3 workers of 1 CPU each .* do not fit; the cluster has 2 CPU, and no auto"):
+        workers(3)
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_an_autoscaler_is_asked_for_what_is_not_there(size, monkeypatch, placed):
     size()
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    made = workers(4, ResourceSettings(gpus_per_worker=1), "cuda")
-    assert made.num_workers == 4
-    assert "waiting for it to grow" in caplog.text
+    asked = []
+    monkeypatch.setattr(autoscaling, "grows", lambda: True)
+    monkeypatch.setattr(autoscaling, "can_place", lambda bundles: asked.append(bundles) or placed)
+    settings = ResourceSettings(gpus_per_worker=1)
+    for ask in (
+        lambda: workers(4, settings, "cuda").num_workers,
+        lambda: trial_options(TrainSettings(num_workers=4), settings)[1],
+    ):
+        if placed:
+            assert ask() in (4, 1)
+        else:
+            with pytest.raises(ConfigError, match=r"^train\.num_workers: 4 workers of 1 CPU and 1 GPU .* do not fit"):
+                ask()
+    assert asked == [[{"CPU": 1.0, "GPU": 1.0}] * 4] * 2
 
 
-@pytest.mark.parametrize(
-    ("count", "each", "fits"),
-    [
-        # Up to three nodes of 2 CPUs beside one of 1: sums would say that 4 CPUs fit.
-        (1, 4.0, False),
-        (6, 1.0, True),
-        (7, 1.0, True),
-        (8, 1.0, False),
-        (3, 2.0, True),
-        (4, 2.0, False),
-        (14, 0.5, True),
-        (15, 0.5, False),
-    ],
-)
-def test_what_even_the_largest_cluster_cannot_place_is_refused(size, monkeypatch, caplog, count, each, fits):
-    size(CPU=1.0, grown=[({"CPU": 1.0}, 1), ({"CPU": 2.0}, 3)])
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    settings = ResourceSettings(cpus_per_worker=each)
-    if fits:
-        assert workers(count, settings).num_workers == count
-        assert "waiting for it to grow" in caplog.text
-        return
-    for asked in (lambda: workers(count, settings), lambda: trial_options(TrainSettings(num_workers=count), settings)):
-        with pytest.raises(
-            ConfigError, match=r"train\.num_workers: .* do not fit the cluster even when its autoscaler"
-        ):
-            asked()
-
-
-def test_trials_share_a_cluster_without_waiting_for_one_another(size, monkeypatch):
+def test_trials_share_a_cluster_without_waiting_for_one_another(size):
     size(CPU=4.0)
     assert trial_options(TrainSettings(), ResourceSettings()) == ({"CPU": 1.0}, 4)
     assert trial_options(TrainSettings(), ResourceSettings(cpus_per_worker=0.5)) == ({"CPU": 0.5}, 8)
@@ -132,11 +120,7 @@ def test_trials_share_a_cluster_without_waiting_for_one_another(size, monkeypatc
     assert trial_options(TrainSettings(), ResourceSettings(gpus_per_worker=0.25)) == ({"CPU": 1.0, "GPU": 0.25}, 8)
     with pytest.raises(ConfigError, match=r"resources: 1 workers of 17 CPU and 1 GPU"):
         trial_options(TrainSettings(), ResourceSettings(cpus_per_worker=17))
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    size(CPU=2.0, grown=[({"CPU": 2.0}, 1), ({"CPU": 8.0}, 4)])
-    assert trial_options(TrainSettings(num_workers=4), ResourceSettings()) == ({"memory": 1.0}, 8)
-    size(CPU=2.0, grown=[({"CPU": 8.0}, -1)])
-    assert trial_options(TrainSettings(), ResourceSettings())[1] == 1000
+    assert trial_options(TrainSettings(), ResourceSettings(trials=3))[1] == 3
 
 
 def test_an_address_where_nobody_answers_is_named(monkeypatch):
