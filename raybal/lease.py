@@ -45,6 +45,7 @@ class Lease:
 
     Attributes:
         token: names this holding of the lease, for `is_current`.
+        check: raises a StoreError if the lease has passed to another driver; can be sent to other processes.
         fence: how many times the store's lease has been taken.
 
     Raises:
@@ -54,6 +55,7 @@ class Lease:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.token = uuid.uuid4().hex
+        self.check: Callable[[], None] = functools.partial(_check, store, self.token)
         self.fence = 0
         self._lock: IO[str] | None = None
         self._stop = threading.Event()
@@ -93,15 +95,6 @@ class Lease:
             log.warning("could not give the lease back: %s", failure)
         finally:
             self._unlock()
-
-    def check(self) -> None:
-        """Raises a StoreError if the lease has passed to another driver."""
-        self.checker()
-
-    @property
-    def checker(self) -> Callable[[], None]:
-        """What `check` does, as a function that can be sent to other processes."""
-        return functools.partial(_check, self.store, self.token)
 
     def _is_over(self, held: dict[str, Any]) -> bool:
         # With the lock in hand, a driver of this machine that did not give its lease back is dead.

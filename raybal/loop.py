@@ -235,7 +235,7 @@ class Loop:
         from raybal.tuning.inside import retune
 
         return retune(
-            plan, parts, settings_in_force(current), tuned[-1] if tuned else None, seconds, self.lease.checker
+            plan, parts, settings_in_force(current), tuned[-1] if tuned else None, seconds, tuning.seeds, self.lease
         )
 
     def _train(self, current: Round) -> dict[str, Any]:

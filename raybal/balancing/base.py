@@ -48,6 +48,10 @@ class BalancingSettings(Settings):
         """
         return {f.name: f.metadata["search"] for f in dataclasses.fields(cls) if f.metadata.get("search")}
 
+    def begins(self, epochs: int) -> int:
+        """Returns after how many epochs of a run the method has begun to act."""
+        return 0
+
     @classmethod
     def from_search(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns values of searched keys as values of fields."""

@@ -98,6 +98,10 @@ class DiagnosingRelearningSettings(PacedSettings):
             for name, value in PAPER.items():
                 object.__setattr__(self, name, value)
 
+    def begins(self, epochs: int) -> int:
+        # The first diagnosis follows the epoch after the interval.
+        return max(super().begins(epochs), min(self.interval + 1, epochs))
+
     @classmethod
     def search_space(cls, epochs: int, given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """Intervals are those of the published 90 epochs, as shares of the run."""

@@ -69,6 +69,14 @@ class PaceSettings(Settings):
         if any(b <= a for a, b in pairwise(self.knots)):
             raise ConfigError(f"knots: {self.knots} is not accepted; they must ascend")
 
+    @property
+    def begins(self) -> float:
+        """The progress at which the strength begins to change, or to be above 0."""
+        if self.kind != "knots":
+            return 0.0 if self.kind == "constant" else self.start
+        first = next((i for i, strength in enumerate(self.strengths) if strength > 0), 0)
+        return self.knots[first - 1] if first else 0.0
+
     def strength(self, progress: float) -> float:
         """Returns the strength in [0, 1] at a training progress in [0, 1), without phase-out."""
         if self.kind == "constant":

@@ -26,6 +26,9 @@ class PacedSettings(BalancingSettings):
         factory=dict, help="paces of single modalities by name, in place of `pace`"
     )
 
+    def begins(self, epochs: int) -> int:
+        return max(int(pace.begins * epochs) for pace in (self.pace, *self.paces.values()))
+
 
 class PacedMethod(BalancingMethod):
     """Base of methods with a pace, whose position is part of the checkpoint.

@@ -58,6 +58,14 @@ def has_diverged(store: Store, cell: Cell) -> bool:
     return "diverged" in store.read_yaml(cell.trained)
 
 
+def validation_accuracy(store: Store, cell: Cell) -> float:
+    """Returns the validation accuracy of the epoch that a finished training keeps; 0 of one that diverged."""
+    if has_diverged(store, cell):
+        return 0.0
+    trained = store.read_yaml(cell.trained)
+    return float(trained["history"][trained["epoch"] - 1]["validation"]["fused"]["accuracy"])
+
+
 def measure(task: TrainTask, test: list[tuple[str, int]]) -> dict[str, Any]:
     """Measures a trained model on test items: the only place of a table that looks at them.
 

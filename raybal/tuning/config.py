@@ -35,7 +35,7 @@ class StoppingSettings(Settings):
     grace: int | None = setting(
         None,
         ge=1,
-        help="epochs before which no trial is stopped; none: a third of them, and not before every pace has begun",
+        help="epochs before which no trial is stopped; none: a third of them, and not before the method has begun",
     )
     reduction: float = setting(2.0, gt=1, help="of so many trials that reach a rung one goes on")
     off: bool = setting(False, help="train all trials to the end")
@@ -48,6 +48,11 @@ class RetuneSettings(Settings):
     every: int | None = setting(None, ge=1, help="rounds between tunings; none: never")
     share: float = setting(0.5, gt=0, lt=1, help="share of the loop's time so far that tuning may have")
     trials: int = setting(16, ge=2, help="trials of a tuning at most; the settings in force are the first")
+    seeds: int = setting(
+        3,
+        ge=1,
+        help="seeds over which the best trial has to beat the settings in force, that of the trials among them",
+    )
     search: list[str] = setting(
         factory=lambda: ["method", "pace", "learning_rate", "weight_decay"], help="what is searched, as in jobs/tune.py"
     )

@@ -28,10 +28,9 @@ from raybal import hashing
 from raybal.balancing.base import BalancingSettings
 from raybal.config import LoopConfig, defining
 from raybal.data.pool import Labelled
-from raybal.errors import ConfigError, DivergedError
+from raybal.errors import ConfigError, DivergedError, shorten
 from raybal.experiment import Experiment
 from raybal.lease import Lease
-from raybal.material import Material
 from raybal.models.classifier import ModelSettings
 from raybal.querying.base import QuerySettings
 from raybal.resources import task_options
@@ -42,8 +41,8 @@ from raybal.study.loops import CURVE, Curve, run_loop
 from raybal.study.summary import area
 from raybal.tasks import as_they_end, ready_to_train
 from raybal.training.settings import TrainSettings
-from raybal.tuning.config import BEGUN, FOLDERS, TuneConfig
-from raybal.tuning.journal import JOURNAL, StoreJournal
+from raybal.tuning.base import SweepBase
+from raybal.tuning.config import TuneConfig
 from raybal.tuning.keys import ACCURACY, EPOCH, GAP, NUMBER, RESULT, VALUES
 from raybal.tuning.spaces import (
     SHARED,
@@ -62,7 +61,7 @@ from raybal.tuning.trials import search
 from raybal.tuning.values import changed, shared
 
 ROW = "loops"
-STRATEGY, SIZE, METHOD = "query.strategy", "query.size", "balancing.method"
+STRATEGY, SIZE, INITIAL, METHOD = "query.strategy", "query.size", "query.initial_size", "balancing.method"
 #: What a loop has ranges for, beside what it is made of.
 SECTIONS = ("query", "train", "model")
 
@@ -135,6 +134,11 @@ class LoopPlan:
                 )
         return with_given(space, self.config.dimensions)
 
+    @property
+    def since(self) -> int:
+        """Labels that every loop has after its first round: an area that began later would be larger by that alone."""
+        return int(max(self.space[key].largest for key in (SIZE, INITIAL) if key in self.space))
+
     def first_values(self) -> list[Values]:
         """Returns the first of every choice with the training settings as they are: what others are compared with."""
         config = self.config
@@ -173,7 +177,7 @@ class LoopPlan:
     def area(self, curve: Curve, of: str) -> float:
         """Returns what a loop is worth, on "validation" items or by "accuracy" on test items: its area since every loop
         has labels, whatever it asks for at a time."""
-        return area(curve, of, since=max(self.config.loop.sizes))
+        return area(curve, of, since=self.since)
 
     def settings(self, values: Values) -> dict[str, Any]:
         """Returns a trial's values as plain settings of jobs/al_loop.py, with what else defines the loops of the sweep
@@ -247,7 +251,7 @@ def run_alone(plan: LoopPlan, run: LoopRun, tested: bool) -> Curve:
         return plan.run(run.values, run.trial, run.seed, tested=tested)
 
 
-class LoopSweep:
+class LoopSweep(SweepBase):
     """A sweep of whole loops over one pool.
 
     Args:
@@ -260,32 +264,28 @@ class LoopSweep:
     """
 
     def __init__(self, config: TuneConfig, store: Store, lease: Lease) -> None:
-        self.config = dataclasses.replace(config, store=store.root)
-        self.store = store
-        self.lease = lease
-        material = Material(config)
-        self.plan = LoopPlan(self.config, material.validation)
+        super().__init__(config, store, lease)
+        self.plan = LoopPlan(self.config, self.material.validation)
+        if self.plan.since > config.loop.label_budget:
+            raise ConfigError(
+                f"space: a loop may ask for {self.plan.since} items at first, and for {config.loop.label_budget} in "
+                "all (loop.label_budget)"
+            )
         # What settings can get wrong shows before anything is run.
         for values in samples(self.plan.space):
             loop = self.plan.loop(values, "none", 0)
             self.plan.begin(loop, Store(loop.store))
-        if config.seeds:
-            _ = material.test
-        pool = material.pool.info.content_hash
-        rows = {f"balancing.{m}.{key}": v for m in config.methods for key, v in defining(config.settings_of(m)).items()}
-        self._keys = {"pool": pool, **defining(self.config), "methods": config.methods, **rows}
-        BEGUN.check(store, self._keys)
+        self.check()
 
-    def begin(self) -> None:
-        """Writes what defines the sweep."""
-        self.store.sweep(FOLDERS)
-        BEGUN.write(self.store, self._keys, dataclasses.asdict(self.config))
+    @property
+    def keys(self) -> dict[str, Any]:
+        config = self.config
+        rows = {f"balancing.{m}.{key}": v for m in config.methods for key, v in defining(config.settings_of(m)).items()}
+        return {"pool": self.material.pool.info.content_hash, **defining(config), "methods": config.methods, **rows}
 
     def run(self) -> LoopsSummary:
         """Runs what is missing and returns what came out. Ray must be connected."""
-        config, journal = self.config, StoreJournal(self.store, JOURNAL, self.lease.checker)
-        # What Ray Tune writes there is of no use to another start.
-        self.store.clear("ray")
+        config, journal = self.config, self.journal()
         row = search(self.plan, None, self.store, journal, config.trials, stopping=False, trainable=run_trial)
         finalists = [
             LoopRun(f"{trial.number:04d}", seed, trial.values)
@@ -298,16 +298,22 @@ class LoopSweep:
             scores.setdefault(int(run.trial), []).append(self.plan.area(curve, "validation"))
         row = dataclasses.replace(row, finalists=scores)
         self._write_tuned(row)
-        return LoopsSummary(row, *self._compared(row), max(config.loop.sizes))
+        return LoopsSummary(row, *self._compared(row), self.plan.since, self.looks())
 
     def _compared(self, row: RowFound) -> tuple[list[Curve], list[Curve]]:
-        """Returns curves of the choice and of the first trial with fresh seeds, on test items."""
+        """Returns curves of the choice and of the first trial with fresh seeds, on test items; none where a loop
+        diverged, which has no area to compare."""
         config = self.config
         seeds = range(config.finalist_seeds, config.finalist_seeds + config.seeds)
         first = row.trials[0]
         runs = [LoopRun(f"{t.number:04d}", seed, t.values) for t in (row.chosen, first) for seed in seeds]
         log.info("the choice beside the first trial, with %d fresh seeds", len(seeds))
+        if seeds and (looks := self.looks({ROW: row.chosen.number})) > 1:
+            log.warning("test items have been looked at for %d different choices; the report says so", looks)
         curves = self._curves(runs, tested=True)
+        if lost := [run.title for run, curve in zip(runs, curves, strict=True) if "diverged" in curve[0]]:
+            log.warning("the comparison on test items is left out: %s diverged", shorten(lost))
+            return [], []
         return curves[: len(seeds)], curves[len(seeds) :]
 
     def _curves(self, runs: Sequence[LoopRun], *, tested: bool) -> list[Curve]:

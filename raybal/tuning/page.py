@@ -117,6 +117,8 @@ def render_loops(store: Store, summary: LoopsSummary, config: TuneConfig) -> str
         row=row,
         areas=summary.areas,
         gain=summary.gain,
+        since=summary.since,
+        looks=summary.looks,
         drawn=_drawings(row, balance=False),
         finalists=_finalists(row),
         tuned=store.read_bytes(_tuned(row)).decode(),

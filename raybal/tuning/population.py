@@ -188,7 +188,17 @@ class _PBT(_Recorded):
 
 
 class _PB2(_Recorded, PB2):
-    """PB2 that is recorded; its Gaussian process learns from all reports."""
+    """PB2 that is recorded; its Gaussian process learns from all reports.
+
+    As long as it knows too little to suggest a strength Ray's class leaves that of the member taken over, which would
+    then be trained twice; here that is moved by a step, as in PBT.
+    """
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        if config[STRENGTH] == trial_to_clone.config[STRENGTH]:
+            config = _stepped(config)
+        return config, operations
 
     def _go_on_from(self, reports: list[dict[str, Any]]) -> None:
         self.data = pd.DataFrame(reports, columns=["Trial", "Time", STRENGTH, "Reward"])

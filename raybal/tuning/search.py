@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
@@ -29,6 +29,8 @@ from raybal.tuning.spaces import Dimension, Space, Values, draw
 
 #: User attributes of a trial, and INSIDE.
 REPORTS, FACTS = "reports", "facts"
+#: How many starts could not run a trial, and after how many it is given up.
+FAILURES, MOST_FAILURES = "failures", 2
 #: Seconds that a trial took, waiting and starting included; of one that was resumed, those since then.
 SECONDS = "seconds"
 #: Marks a trial of the row's own settings, with nothing of the space in it.
@@ -132,11 +134,18 @@ class StudySearch(OptunaSearch):
             self._inside[trial_id] = result.get(INSIDE, 0)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial = self._ot_trials[trial_id]
         if error or not result:
-            # Still under way as far as the study knows, so the next start goes on with it.
+            failures = self.study.trials[trial.number].user_attrs.get(FAILURES, 0) + 1
+            trial.set_user_attr(FAILURES, failures)
+            if failures >= MOST_FAILURES:
+                # It is not the cluster: others shall not wait for it for ever.
+                trial.set_user_attr(FACTS, {"diverged": f"could not be run, in {failures} starts"})
+                self.study.tell(trial, state=TrialState.FAIL)
+            # Else it is still under way as far as the study knows, so the next start goes on with it.
+            self.journal.flush()
             self._forget(trial_id)
             return
-        trial = self._ot_trials[trial_id]
         seconds = round(time.monotonic() - self._begun[trial_id], 3)
         self._longest = max(self._longest, seconds)
         if not self.study.trials[trial.number].state.is_finished():
@@ -229,9 +238,12 @@ class Halving(AsyncHyperBandScheduler):
         epochs: of a trial that is not stopped.
         grace: epochs before which none is stopped.
         reduction: of as many trials that reach a rung one goes on.
+        spared: number of a trial that is never stopped; None: there is none.
     """
 
-    def __init__(self, study: optuna.Study, epochs: int, grace: int, reduction: float) -> None:
+    def __init__(
+        self, study: optuna.Study, epochs: int, grace: int, reduction: float, *, spared: int | None = None
+    ) -> None:
         super().__init__(
             time_attr=EPOCH,
             metric=ACCURACY,
@@ -243,6 +255,7 @@ class Halving(AsyncHyperBandScheduler):
             # The last epoch's model is still to be written and measured.
             stop_last_trials=False,
         )
+        self.spared = spared
         (bracket,) = self._brackets
         #: Epochs after which trials may be stopped, ascending.
         self.rungs = sorted(math.ceil(milestone) for milestone, _ in bracket._rungs)
@@ -254,3 +267,9 @@ class Halving(AsyncHyperBandScheduler):
                 reached = [epoch for epoch in accuracies if epoch >= milestone]
                 if reached:
                     recorded[f"earlier-{trial.number}"] = accuracies[min(reached)]
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        if self.spared is not None and trial.config[NUMBER] == self.spared:
+            return TrialScheduler.CONTINUE
+        return decision

@@ -77,7 +77,7 @@ Space = dict[str, Dimension]
 
 _RAMPS, _SPANS = ["linear", "cosine"], ["linear", "cosine", "window"]
 SHARED: dict[str, Space] = {
-    "learning_rate": {"train.learning_rate": Dimension("loguniform", 1e-4, 1e-2)},
+    "learning_rate": {"train.learning_rate": Dimension("loguniform", 1e-5, 1e-2)},
     "weight_decay": {"train.weight_decay": Dimension("loguniform", 1e-6, 1e-2)},
     "fusion": {"model.fusion": Dimension("choice", values=list(FUSIONS))},
 }
@@ -203,6 +203,22 @@ def samples(space: Space) -> Iterator[Values]:
         for value in dimension.values:
             fixed = {key: value}
             yield draw(space, lambda k, d, fixed=fixed: fixed.get(k, end(d, False)))  # type: ignore[misc]
+
+
+def tops(space: Space) -> Iterator[Values]:
+    """Yields values of a space with every number at its largest: every choice of words with the first of others."""
+    choices = [(key, value) for key, dimension in space.items() for value in dimension.values]
+    for chosen in choices or [("", None)]:
+
+        def top(key: str, dimension: Dimension, chosen: tuple[str, Any] = chosen) -> Any:
+            if dimension.kind != "choice":
+                return (int if dimension.kind == "int" else float)(dimension.bounds[1])
+            if key == chosen[0]:
+                return chosen[1]
+            numbers = all(isinstance(value, (int, float)) for value in dimension.values)
+            return max(dimension.values) if numbers else dimension.values[0]
+
+        yield draw(space, top)
 
 
 def corners(space: Space) -> Iterator[Values]:

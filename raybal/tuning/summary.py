@@ -247,12 +247,14 @@ class LoopsSummary:
         row: the trials.
         chosen, first: curves of the choice and of the first trial, the baseline, with the same fresh seeds.
         since: labels from which on areas count.
+        looks: how many different choices test items have been looked at for.
     """
 
     row: RowFound
     chosen: list[Curve]
     first: list[Curve]
     since: int
+    looks: int = 1
 
     @property
     def areas(self) -> list[tuple[str, Interval, Interval]]:

@@ -25,14 +25,14 @@ from raybal.balancing.base import METHODS, BalancingSettings
 from raybal.config import defining
 from raybal.errors import ConfigError, RaybalError, did_you_mean
 from raybal.lease import Lease
-from raybal.material import Material
 from raybal.store import Store
-from raybal.table.cells import Cell, has_diverged, probe_on_validation
+from raybal.table.cells import Cell, has_diverged, probe_on_validation, validation_accuracy
 from raybal.table.fill import Filler
 from raybal.table.summary import BASELINES, Summary
 from raybal.training.task import TrainTask
-from raybal.tuning.config import BEGUN, CONSTANT, FOLDERS, PUBLISHED, TuneConfig
-from raybal.tuning.journal import JOURNAL, StoreJournal
+from raybal.tuning.base import SweepBase
+from raybal.tuning.config import CONSTANT, PUBLISHED, TuneConfig
+from raybal.tuning.journal import StoreJournal
 from raybal.tuning.population import populate
 from raybal.tuning.spaces import Dimension, Values, declared
 from raybal.tuning.summary import RowFound, SweepSummary, published
@@ -41,7 +41,6 @@ from raybal.tuning.trials import search
 from raybal.tuning.values import changed, shared
 
 ALONE = "alone.yaml"
-LOOKS = "looks.yaml"
 #: The method whose encoders are trained alone.
 ALONE_METHOD = "ensemble"
 #: Its row: no user's row begins like this.
@@ -50,7 +49,7 @@ ALONE_ROW = "_alone"
 log = logging.getLogger(__name__)
 
 
-class Sweep:
+class Sweep(SweepBase):
     """A sweep of methods over one pool.
 
     Args:
@@ -63,33 +62,22 @@ class Sweep:
     """
 
     def __init__(self, config: TuneConfig, store: Store, lease: Lease) -> None:
-        self.config = dataclasses.replace(config, store=store.root)
-        self.store = store
-        self.lease = lease
-        self.material = Material(config)
+        super().__init__(config, store, lease)
         self.parts = self.material.parts(0)
-        _ = self.material.validation
-        if config.seeds:
-            _ = self.material.test
         config.train.resolve_device()
         if config.objective == "both" and len(self.material.pool.info.names) < 2:
             raise ConfigError(f"objective: {config.pool} has one modality, so there is no balance")
         self.plans = {row: self._plan(row) for row in config.methods}
-        BEGUN.check(store, self._keys, self._rows)
+        self.check()
 
     # What it is.
 
-    def begin(self) -> None:
-        """Writes what defines the sweep and its rows."""
-        self.store.sweep(FOLDERS)
-        BEGUN.write(self.store, self._keys, dataclasses.asdict(self.config), self._rows)
-
     @property
-    def _keys(self) -> dict[str, Any]:
+    def keys(self) -> dict[str, Any]:
         return {"pool": self.material.pool.info.content_hash, **defining(self.config)}
 
     @property
-    def _rows(self) -> dict[str, dict[str, Any]]:
+    def rows(self) -> dict[str, dict[str, Any]]:
         return {row: defining(self.config.settings_of(row)) for row in self.config.methods}
 
     def _plan(self, row: str) -> Plan:
@@ -127,9 +115,7 @@ class Sweep:
 
     def run(self) -> SweepSummary:
         """Runs what is missing and returns what came out. Ray must be connected."""
-        journal = StoreJournal(self.store, JOURNAL, self.lease.checker)
-        # What Ray Tune writes there is of no use to another start.
-        self.store.clear("ray")
+        journal = self.journal()
         alone = self._train_alone()
         rows, plans = [], {}
         for plan in (dataclasses.replace(plan, alone=alone) for plan in self.plans.values()):
@@ -139,12 +125,12 @@ class Sweep:
         for row in rows:
             self._write_tuned(row, plans[row.name])
         final = self._final(rows, plans)
-        return SweepSummary(rows, final, self.material.pool.info.names, self._looks())
+        return SweepSummary(rows, final, self.material.pool.info.names, self.looks())
 
     def _search(self, plan: Plan, journal: StoreJournal) -> RowFound:
         members = self.config.population.members
         if plan.row in self.plans and members:
-            return populate(plan, self.parts, self.store, self.lease.checker)
+            return populate(plan, self.parts, self.store, self.lease.check)
         return search(plan, self.parts, self.store, journal, members or self.config.trials, stopping=not members)
 
     def _train_alone(self) -> dict[str, float]:
@@ -210,22 +196,12 @@ class Sweep:
             methods[plan.row] = plan.own.method
             runs |= {plan.run_of(PUBLISHED, {}, seed): (plan, {}) for seed in seeds}
         log.info("final table: %d settings with %d fresh seeds", len(methods), len(seeds))
-        if (looks := self._looks({row.name: row.chosen.number for row in rows})) > 1:
+        if (looks := self.looks({row.name: row.chosen.number for row in rows})) > 1:
             log.warning("test items have been looked at for %d different choices; the report says so", looks)
         # Schedules are to be better than constant strengths, and tuned settings than a baseline that was tuned too.
         baselines = [row.name for row in rows if row.name not in self.plans]
         baselines = baselines or [row.name for row in rows if row.method in BASELINES]
         return self._filler(runs).compare(list(runs), methods, baselines)
-
-    def _looks(self, choices: dict[str, int] | None = None) -> int:
-        """Returns for how many different choices of trials of a row test items have been looked at, with these, if
-        given."""
-        before: dict[str, list[int]] = self.store.read_yaml(LOOKS) if self.store.exists(LOOKS) else {}
-        if choices is not None:
-            for row, number in choices.items():
-                before[row] = list(dict.fromkeys([*before.get(row, []), number]))
-            self.store.write_yaml(LOOKS, before)
-        return max(map(len, before.values()), default=0)
 
     def _filler(self, runs: Mapping[TrialRun, tuple[Plan, Values]]) -> Filler:
         def task(cell: Cell) -> TrainTask:
@@ -243,11 +219,3 @@ def constant(plan: Plan) -> Plan:
         "balancing.pace.final": Dimension("uniform", 0.0, 1.0),
     }
     return dataclasses.replace(plan, row=f"{plan.row}-{CONSTANT}", space=plan.space | pace)
-
-
-def validation_accuracy(store: Store, run: TrialRun) -> float:
-    """Returns the validation accuracy of the epoch that a finished run keeps; 0 of one that diverged."""
-    if has_diverged(store, run):
-        return 0.0
-    trained = store.read_yaml(run.trained)
-    return float(trained["history"][trained["epoch"] - 1]["validation"]["fused"]["accuracy"])

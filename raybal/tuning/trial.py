@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,12 +36,12 @@ from raybal.tuning.spaces import (
     Space,
     Values,
     corners,
-    flat,
     merged,
     same,
     samples,
     settings_from,
     space_of,
+    tops,
     values_in,
 )
 
@@ -98,13 +97,11 @@ class Plan:
 
     @property
     def grace(self) -> int:
-        """Epochs before which no trial is stopped: where none are given, a third of the run, and until every pace has
-        begun."""
+        """Epochs before which no trial is stopped: where none are given, a third of the run, and one after the method
+        has begun to act, however late that may be."""
         epochs, given = self.config.train.epochs, self.config.stopping.grace
-        flat_base = flat({"balancing": dataclasses.asdict(self.own)})
-        keys = {key for key in (*flat_base, *self.space) if re.fullmatch(r"balancing\.paces?(\..+)?\.start", key)}
-        latest = max((self.space[k].largest if k in self.space else flat_base[k] for k in keys), default=0.0)
-        return given or max(math.ceil(epochs / 3), math.floor(latest * epochs) + 1)
+        begun = max(self.settings(values)[0].begins(epochs) for values in tops(self.space))
+        return given or min(epochs, max(math.ceil(epochs / 3), begun + 1))
 
     @property
     def base(self) -> dict[str, Any]:

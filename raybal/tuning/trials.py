@@ -38,6 +38,10 @@ TUNE_DEFAULTS = {
 log = logging.getLogger(__name__)
 
 
+class TrialsError(RaybalError):
+    """Trials that could not be run."""
+
+
 class Searched(Protocol):
     """What the trials of a row share.
 
@@ -79,6 +83,7 @@ def search(
     stopping: bool = True,
     first: Sequence[Values] = (),
     seconds: float | None = None,
+    spared: int | None = None,
 ) -> RowFound:
     """Runs the trials of a row that have not ended.
 
@@ -92,6 +97,7 @@ def search(
         stopping: whether trials that fall behind are stopped.
         first: values of the first trials, before the row's own and the published ones.
         seconds: that the trials may take together, those of earlier starts among them; None: no such limit.
+        spared: number of a trial that is trained to the end in any case.
 
     Raises:
         RaybalError: a trial could not be run.
@@ -107,7 +113,7 @@ def search(
             "so that rows stay comparable"
         )
     grace = plan.grace if stopping and not config.stopping.off else epochs
-    halving = Halving(study, epochs, grace, config.stopping.reduction) if grace < epochs else None
+    halving = Halving(study, epochs, grace, config.stopping.reduction, spared=spared) if grace < epochs else None
     if left > 0:
         done = f", {total - left} of them done" if left < total else ""
         log.info("%s: %d trials%s, searching %s", row, total, done, ", ".join(plan.space))
@@ -129,13 +135,19 @@ def search(
             # Another start begins with another name: the study is what it goes on from.
             run_config=run_config(f"{row}-{uuid.uuid4().hex}", plan, store),
         )
-        run(tuner, row)
+        try:
+            run(tuner, row)
+        except TrialsError:
+            if suggestions.left:
+                raise
         if suggestions.left and suggestions.deadline is None:
             raise RaybalError(f"{row}: {suggestions.left} of {total} trials have not ended; the same command goes on")
-        for trial in study.trials:
-            if trial.state == TrialState.PRUNED:
-                # Checkpoints that nobody goes on from.
-                store.clear(f"trials/{row}/{trial.number:04d}")
+    for trial in study.trials:
+        if trial.state == TrialState.PRUNED:
+            # Checkpoints that nobody goes on from.
+            store.clear(f"trials/{row}/{trial.number:04d}")
+        elif trial.state == TrialState.FAIL:
+            log.warning("%s: trial %d %s, and is left out", row, trial.number, trial.user_attrs[FACTS]["diverged"])
     return RowFound(row, plan.method, plan.space, ended(study, plan.space), halving.rungs if halving else [])
 
 
@@ -176,7 +188,8 @@ def run(tuner: tune.Tuner, row: str) -> None:
     """Runs trials until all have ended.
 
     Raises:
-        RaybalError: some have not ended as they should, or the store cannot be written.
+        TrialsError: some have not ended as they should.
+        RaybalError: the store cannot be written.
     """
     try:
         errors = tuner.fit().errors
@@ -187,9 +200,9 @@ def run(tuner: tune.Tuner, row: str) -> None:
         raise
     if errors:
         cause = str(getattr(errors[0], "cause", None) or errors[0]).strip().rpartition("\n")[2]
-        raise RaybalError(
+        raise TrialsError(
             f"{row}: {len(errors)} trials could not be run, the first because of: {cause}. What has ended is kept; the "
-            "same command tries the others again"
+            "same command tries the others again, those that failed once more"
         )
 
 

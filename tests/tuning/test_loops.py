@@ -15,8 +15,9 @@ from raybal.material import Material
 from raybal.store import Store
 from raybal.study.summary import area
 from raybal.tuning.config import TuneConfig
-from raybal.tuning.loops import METHOD, SIZE, STRATEGY, LoopPlan
+from raybal.tuning.loops import METHOD, SIZE, STRATEGY, LoopPlan, LoopSweep
 from raybal.tuning.run import run_sweep
+from raybal.tuning.summary import Found, LoopsSummary, RowFound
 
 OPTIONS = (
     "--loop.label-budget 40 --loop.sizes 10,20 --loop.strategies random,margin --methods multi_loss,mlb --search "
@@ -35,7 +36,7 @@ def test_the_first_trial_is_the_first_of_every_choice():
     assert plan.first_values() == [first]
     # What the space does not take begins at its lower end.
     outside = LoopPlan(config_of("--train.learning-rate", "0.5"), [])
-    assert outside.first_values() == [first | {"train.learning_rate": 1e-4}]
+    assert outside.first_values() == [first | {"train.learning_rate": 1e-5}]
 
 
 def test_values_are_settings_of_a_loop(tmp_path):
@@ -74,6 +75,37 @@ def test_values_are_settings_of_a_loop(tmp_path):
 def test_what_loops_cannot_be_is_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         config_of(*arguments)
+
+
+def test_areas_begin_where_every_loop_has_labels():
+    """Else a large first query would be worth more by that alone."""
+    given = {"query.initial_size": {"values": [10, 30]}, "query.size": {"kind": "int", "low": 5, "high": 15}}
+    plan = LoopPlan(config_of("--space", yaml.safe_dump(given)), [])
+    assert plan.since == 30
+    straight = [{"labels": n, "validation": n / 40} for n in range(10, 41, 10)]
+    late = [{"labels": n, "validation": n / 40} for n in range(30, 41, 10)]
+    assert plan.area(straight, "validation") == plan.area(late, "validation") == pytest.approx(35 / 40)
+
+
+def test_loops_that_diverged_are_not_compared_on_test_items():
+    found = Found(0, {}, {}, {"epoch": 1, "area": 0.5, "gap": None})
+    row = RowFound("loops", "loops", {}, [found], [], finalists={0: [0.5]})
+    summary = LoopsSummary(row, [], [], 20)
+    assert (summary.areas, summary.gain) == ([], None)
+
+    class Sweep(LoopSweep):
+        def __init__(self):
+            self.config = config_of()
+            self.plan = LoopPlan(self.config, [])
+
+        def looks(self, choices=None):
+            return 1
+
+        def _curves(self, runs, *, tested):
+            good = [{"labels": 20, "accuracy": 0.5}]
+            return [[{"labels": 40, "accuracy": 0.0, "diverged": "nan"}] if run.seed == 3 else good for run in runs]
+
+    assert Sweep()._compared(row) == ([], [])
 
 
 @pytest.mark.ray

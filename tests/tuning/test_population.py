@@ -19,7 +19,7 @@ from raybal.store import Store
 from raybal.tuning.config import BEGUN, TuneConfig
 from raybal.tuning.keys import ACCURACY, EPOCH
 from raybal.tuning.member import STRENGTH, Schedule, extended, values_with
-from raybal.tuning.population import Record, _stepped, members, populate, scheduler
+from raybal.tuning.population import STEP, Record, _stepped, members, populate, scheduler
 from raybal.tuning.spaces import settings_from, space_of
 from raybal.tuning.summary import RowFound
 from raybal.tuning.sweep import Sweep
@@ -85,9 +85,12 @@ def test_pb2_suggests_strengths_from_what_members_have_reached(tmp_path):
             # The stronger the better.
             report = {EPOCH: epoch, ACCURACY: 0.1 * epoch / 2 + 0.05 * k}
             pb2._save_trial_state(SimpleNamespace(), epoch, report, trial)
+        # After one report of each Ray's class knows too little, and would train the clone as its source.
+        if epoch == 2:
+            assert pb2._get_new_config(trials[0], trials[7])[0][STRENGTH] == pytest.approx(1 - STEP)
     reports = pb2._reports()
     found = [pb2._get_new_config(trials[0], trials[7])[0] for _ in range(3)]
-    assert all(0 <= config[STRENGTH] <= 1 for config in found)
+    assert all(0 <= config[STRENGTH] < 1 for config in found)
     assert {config["origin"] for config in found} == {7}
     # A driver that comes after a lost one learns from the same reports.
     record.write(6, {}, reports, [])

@@ -22,6 +22,7 @@ from raybal.tuning.journal import StoreJournal
 from raybal.tuning.keys import ACCURACY, EPOCH, GAP, NUMBER, RESULT, VALUES
 from raybal.tuning.search import Halving, StudySearch, accuracies_of
 from raybal.tuning.spaces import space_of
+from raybal.tuning.trials import ended
 
 EPOCHS = 9
 SPACE = space_of(METHODS.get("mlb").Settings(method="mlb"), ["method", "pace", "learning_rate"], {}, EPOCHS)
@@ -52,6 +53,7 @@ class Sweep:
         for k in range(self.search.left):
             trial = SimpleNamespace(trial_id=f"t{k}")
             config = self.search.suggest(trial.trial_id)
+            trial.config = config
             self.trained.append(config[NUMBER])
             self.halving.on_trial_add(None, trial)
             self._one(trial, config)
@@ -173,6 +175,38 @@ def test_a_trial_that_failed_is_tried_again(tmp_path):
     study = second.run()
     assert second.trained == [number, 1, 2]
     assert all(t.state.is_finished() for t in study.trials)
+
+
+def test_a_trial_that_no_start_can_run_is_given_up(tmp_path):
+    """Else the sweep would never end."""
+    store = Store(tmp_path)
+    for k in range(2):
+        search = Sweep(store, 3).search
+        assert search.suggest("t0")[NUMBER] == 0
+        search.on_trial_complete("t0", None, error=True)
+        assert search.left == 3 - k
+    third = Sweep(store, 3)
+    study = third.run()
+    assert third.trained == [1, 2]
+    assert study.trials[0].state == TrialState.FAIL
+    assert all(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in study.trials[1:])
+    found = ended(study, SPACE)
+    assert found[0].state == "diverged"
+    assert "in 2 starts" in found[0].result["diverged"]
+
+
+def test_a_trial_that_is_spared_is_trained_to_the_end():
+    halving = Halving(optuna.create_study(), EPOCHS, 2, 2.0, spared=7)
+    spared = SimpleNamespace(trial_id="b", config={NUMBER: 7})
+    better = SimpleNamespace(trial_id="a", config={NUMBER: 8})
+    worst = SimpleNamespace(trial_id="c", config={NUMBER: 9})
+    for trial in (better, spared, worst):
+        halving.on_trial_add(None, trial)
+    decisions = [
+        halving.on_trial_result(None, trial, {EPOCH: 2, ACCURACY: accuracy})
+        for trial, accuracy in ((better, 0.9), (spared, 0.2), (worst, 0.1))
+    ]
+    assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.CONTINUE, TrialScheduler.STOP]
 
 
 def test_settings_outside_of_the_space_are_tried_first_with_nothing_of_it(tmp_path):

@@ -197,6 +197,13 @@ def test_corners_hold_what_does_not_fit_together():
         ({"pace": {"kind": "window", "start": 0.6}}, ["pace"], {}, 7),
         ({}, ["pace"], {"balancing.pace.start": Dimension("choice", values=[0.2, 0.5])}, 11),
         ({"paces": {"audio": {"kind": "window", "start": 0.8}}}, ["method"], {}, 17),
+        ({"pace": {"kind": "knots", "knots": [0.2, 0.6, 1], "strengths": [0, 0, 1]}}, ["learning_rate"], {}, 13),
+        ({"pace": {"kind": "knots", "knots": [0.6, 1], "strengths": [0.5, 1]}}, ["learning_rate"], {}, 7),
+        # The first diagnosis follows the ninth epoch; intervals that are searched end at 7.
+        ({"method": "diagnosing_relearning", "interval": 8}, ["learning_rate"], {}, 10),
+        ({"method": "diagnosing_relearning"}, ["method"], {}, 9),
+        ({"method": "diagnosing_relearning", "interval": 40}, ["learning_rate"], {}, 20),
+        ({"method": "joint"}, ["learning_rate"], {}, 7),
     ],
 )
 def test_no_trial_is_stopped_before_its_pace_has_begun(own, groups, given, grace):
