@@ -106,6 +106,12 @@ class Kind:
         """
         for key in dict.fromkeys([*before, *now]):
             old, new = before.get(key), now.get(key)
+            if old != new and key == "pool":
+                raise StoreError(
+                    f"store {store.root} was begun with another pool than the one that is given, or than it is now: "
+                    f"its items, splits or tensors differ ({old} and {new}). Give the pool as it was, or choose "
+                    "another store"
+                )
             if old != new:
                 raise StoreError(
                     f"store {store.root} was begun with {prefix}{key} = {old}, and now it is {new}. What defines the "

@@ -20,7 +20,7 @@ from raybal.costs import affordable, item_costs
 from raybal.data.batches import Items
 from raybal.data.pool import Labelled, Pool, Sidecar
 from raybal.data.split import split_validation
-from raybal.errors import ConfigError, DataError, StoreError, shorten
+from raybal.errors import ConfigError, DataError, shorten
 from raybal.labelling.base import Labeller
 from raybal.labelling.oracle import Oracle
 from raybal.labelling.table import TableLabeller
@@ -304,18 +304,8 @@ class Experiment:
         return {"pool": self.pool.info.content_hash, "classes": list(self.classes), **costs, **keys}
 
     def _check(self) -> None:
-        """Checks that the store was begun with the same experiment, if it was."""
-        begun = BEGUN.read(self.store)
-        if begun is None:
-            return
-        keys = self._keys
-        if begun["defines"].get("pool") != keys["pool"]:
-            raise StoreError(
-                f"store {self.store.root} was begun with another pool than {self.config.pool} is now (its items, "
-                f"splits or tensors differ: {begun['defines'].get('pool')} and {keys['pool']}); give the pool as it "
-                "was, or choose another store"
-            )
-        BEGUN.refuse_changes(self.store, begun["defines"], keys)
+        """Checks that the store was begun with the same experiment, if it was, and that its budget covers it."""
+        BEGUN.check(self.store, self._keys)
         spent, unit = self.cost(asked_in(self.store)), self.config.cost.unit
         if self.config.label_budget * (1 + 1e-6) < spent:
             raise ConfigError(
