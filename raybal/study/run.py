@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from dataclasses import dataclass
 
 import ray
@@ -24,10 +23,11 @@ from raybal.resources import task_options
 from raybal.start import at_work, say_where
 from raybal.store import Store
 from raybal.study.config import StudyConfig
+from raybal.study.fill import fill_loops
 from raybal.study.loops import CURVE, Curve, run_loop
 from raybal.study.page import write_page
 from raybal.study.summary import StudySummary, summarise
-from raybal.tasks import as_they_end, ready_to_train
+from raybal.tasks import ready_to_train
 
 BEGUN = Kind("study", format=1)
 
@@ -113,24 +113,10 @@ class Study:
         """Runs the loops that have not ended, and compares all. Ray must be connected."""
         store, config = self.store, self.config
         BEGUN.write(store, self._defines, dataclasses.asdict(config))
-        left = [cell for cell in self.cells if not store.exists(cell.curve)]
-        for cell in set(self.cells) - set(left):
-            # A driver that died between a loop's last two steps.
-            store.clear(f"{cell.folder}/rounds")
-        started, total, done = time.monotonic(), len(self.cells), len(self.cells) - len(left)
-        if done:
-            log.info("%d of %d loops are done", done, total)
         remote = run_cell.options(**task_options(config.resources, config.train.device))
-        loops = {remote.remote(loop_of(cell, config, store)): cell for cell in left}
-        for cell, curve in as_they_end(loops):
-            self.lease.check()
-            done += 1
-            minutes = (total - done) * (time.monotonic() - started) / (done - total + len(left)) / 60
-            log.info(
-                "%d of %d: %s: %.1f%% with %d labels, about %.0f min left",
-                done, total, cell.title, 100 * curve[-1]["accuracy"], curve[-1]["labels"], minutes,
-            )  # fmt: skip
-        return summarise({(c.method, c.strategy, c.seed): store.read_yaml(c.curve) for c in self.cells}, config)
+        curves = fill_loops(self.cells, store, self.lease, lambda cell: remote.remote(loop_of(cell, config, store)))
+        found = {(c.method, c.strategy, c.seed): curve for c, curve in zip(self.cells, curves, strict=True)}
+        return summarise(found, config)
 
 
 def loop_of(cell: Cell, config: StudyConfig, store: Store) -> LoopConfig:

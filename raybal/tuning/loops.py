@@ -37,9 +37,10 @@ from raybal.resources import task_options
 from raybal.rounds import Round
 from raybal.settings import from_plain
 from raybal.store import Store
+from raybal.study.fill import fill_loops
 from raybal.study.loops import CURVE, Curve, run_loop
 from raybal.study.summary import area
-from raybal.tasks import as_they_end, ready_to_train
+from raybal.tasks import ready_to_train
 from raybal.training.settings import TrainSettings
 from raybal.tuning.base import SweepBase
 from raybal.tuning.config import TuneConfig
@@ -318,18 +319,8 @@ class LoopSweep(SweepBase):
 
     def _curves(self, runs: Sequence[LoopRun], *, tested: bool) -> list[Curve]:
         """Runs loops that have not ended; returns the curves of all."""
-        names = {run.folder: f"{run.folder}/{CURVE}" for run in runs}
-        left = {run.folder: run for run in runs if not self.store.exists(names[run.folder])}
-        for folder in names.keys() - left.keys():
-            # A driver that died between a loop's last two steps.
-            self.store.clear(f"{folder}/rounds")
         remote = run_alone.options(**task_options(self.config.resources, self.config.train.device))
-        done = len(names) - len(left)
-        for run, _ in as_they_end({remote.remote(self.plan, run, tested): run for run in left.values()}):
-            self.lease.check()
-            done += 1
-            log.info("%d of %d: %s", done, len(names), run.title)
-        return [self.store.read_yaml(names[run.folder]) for run in runs]
+        return fill_loops(runs, self.store, self.lease, lambda run: remote.remote(self.plan, run, tested))
 
     def _write_tuned(self, row: RowFound) -> None:
         chosen = row.chosen

@@ -15,6 +15,7 @@ from raybal.data.pool import Pool
 from raybal.errors import ConfigError, StoreError
 from raybal.settings import from_plain
 from raybal.store import Store
+from raybal.study import fill as study_fill
 from raybal.study import run as study_run
 from raybal.study.config import StudyConfig
 from raybal.study.loops import LocalLoop, run_loop
@@ -93,7 +94,9 @@ def test_a_study_compares_from_the_same_first_items_and_goes_on(feature_pool, tm
             return cell
 
     monkeypatch.setattr(study_run, "run_cell", Recorder())
-    monkeypatch.setattr(study_run, "as_they_end", lambda tasks: [(c, store.read_yaml(c.curve)) for c in tasks.values()])
+    monkeypatch.setattr(
+        study_fill, "as_they_end", lambda tasks: [(c, store.read_yaml(c.curve)) for c in tasks.values()]
+    )
     run_study(config)
     assert ran == []
     run_study(make_config(feature_pool, tmp_path / "study", seeds=3))
