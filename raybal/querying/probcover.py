@@ -79,7 +79,8 @@ def pure_radius(z: Tensor, classes: int, purity: float, seed: int) -> float:
     distances = torch.cdist(z, z)
     other = distances.masked_fill(labels[:, None] == labels, torch.inf).amin(1)
     # A ball that holds everything is pure where there is one cluster only.
-    found = other.quantile(1 - purity) if bool(torch.isfinite(other).all()) else 2 * distances.max()
+    impure = int(len(z) * (1 - purity) + 1e-9)
+    found = other.sort().values[impure] if bool(torch.isfinite(other).all()) else 2 * distances.max()
     return max(float(found), 1e-6)
 
 

@@ -198,9 +198,10 @@ class Sweep(SweepBase):
         log.info("final table: %d settings with %d fresh seeds", len(methods), len(seeds))
         if (looks := self.looks({row.name: row.chosen.number for row in rows})) > 1:
             log.warning("test items have been looked at for %d different choices; the report says so", looks)
-        # Schedules are to be better than constant strengths, and tuned settings than a baseline that was tuned too.
+        # Schedules are to be better than constant strengths, and tuned settings than a baseline that was tuned too:
+        # the first row where none is one.
         baselines = [row.name for row in rows if row.name not in self.plans]
-        baselines = baselines or [row.name for row in rows if row.method in BASELINES]
+        baselines = baselines or [row.name for row in rows if row.method in BASELINES] or [rows[0].name]
         return self._filler(runs).compare(list(runs), methods, baselines)
 
     def _filler(self, runs: Mapping[TrialRun, tuple[Plan, Values]]) -> Filler:
