@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
 from raybal.balancing.base import METHODS, BalancingMethod, Context, Predictor
+from raybal.columns import tensor_column, tensor_field
 from raybal.data.batches import Batch, Items
-from raybal.data.schema import Modality
+from raybal.data.publish import write_tables
+from raybal.data.schema import Modality, PoolInfo
 from raybal.models.classifier import Classifier, ModelSettings, build_classifier
 from raybal.models.encoders import EncoderSettings
 from raybal.predictor import PredictorSpec
+from raybal.store import Store
 from raybal.training.evaluate import evaluate
 from raybal.workers import Workers
 
@@ -40,6 +44,34 @@ def make_items(
         values = np.clip(noise * 30 + 100, 0, 255) if m.dtype == "uint8" else noise
         inputs[m.name] = (values * present[:, k].reshape(-1, *[1] * len(m.shape))).astype(m.dtype)
     return Items([f"item-{i:03d}" for i in range(count)], inputs, present, labels.astype(np.int64))
+
+
+def write_pool(
+    folder: Any, items: Items, split: Sequence[str], *, modalities: tuple[Modality, ...] = OMICS[:2], **index: Any
+) -> str:
+    """Writes items with their labels as a prepared pool in two shards; returns where. `index` has further columns."""
+    store, classes = Store(folder), tuple(str(k) for k in range(items.labels.max() + 1))
+    shards = dict(zip("ab", np.array_split(np.arange(len(items)), 2), strict=True))
+    for name, rows in shards.items():
+        columns = [pa.array([items.ids[r] for r in rows])]
+        columns += [tensor_column(items.inputs[m.name][rows], items.present[rows, k]) for k, m in enumerate(modalities)]
+        fields = [pa.field("id", pa.string()), *(tensor_field(m.name, m.shape, m.dtype) for m in modalities)]
+        store.write_table(f"shards/{name}.parquet", pa.Table.from_arrays(columns, schema=pa.schema(fields)), "none")
+    none = pa.array([], pa.string())
+    sidecars = {
+        "labels": pa.table({"id": items.ids, "label": [str(k) for k in items.labels]}),
+        "groups": pa.table({"id": none, "group": none}),
+        "sources": pa.table({"id": none, "uri": none, "fingerprint": none}),
+    }
+    where = {
+        "id": items.ids,
+        "shard": [name for name, rows in shards.items() for _ in rows],
+        "row": pa.array([row for rows in shards.values() for row in range(len(rows))], pa.int32()),
+        "split": list(split),
+        **{f"present_{m.name}": items.present[:, k] for k, m in enumerate(modalities)},
+    }
+    write_tables(store, PoolInfo(modalities, classes, {}, "toy", "toy"), pa.table(where | index), sidecars)
+    return store.root
 
 
 def make_classifier(

@@ -173,6 +173,6 @@ class _Limits:
         return True
 
     def _full(self, counts: Counter[int], share: float) -> list[int]:
-        # 0.29 of 100 is 29; a share of a small query is one item at least.
-        most = max(1, math.floor(share * self.size + 1e-9))
+        # 0.29 of 100 is 29. Of what a small share allows none, the first is taken all the same.
+        most = math.floor(share * self.size + 1e-9)
         return [k for k, count in counts.items() if count >= most]

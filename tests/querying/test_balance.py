@@ -1,5 +1,9 @@
 """How balanced a query is, and quotas."""
 
+import math
+from collections import Counter
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scipy.stats import entropy
@@ -51,10 +55,10 @@ def held(parts=1):
     )
 
 
-def choose(parts=1, size=40, **quota):
+def choose(parts=1, size=40, labelled=None, **quota):
     strategy = ByShare(QuerySettings(strategy="by share", quota=QuotaSettings(**quota)))
     strategy.asked = []
-    return select(strategy, held(parts), Request(size, 1)), strategy.asked
+    return select(strategy, held(parts), Request(size, 1, labelled=labelled)), strategy.asked
 
 
 def numbers(query):
@@ -105,6 +109,31 @@ def test_quotas_are_kept_whatever_the_shards(quota, kept):
     assert [len(r.chosen.ids) if r.chosen else 0 for r in asked[1:]] == [40 - r.size for r in asked[1:]]
 
 
+@pytest.mark.parametrize(("share", "size"), [(0.29, 50), (0.29, 100), (0.25, 10), (0.1, 5)])
+def test_a_share_of_a_query_is_whole_items_and_one_at_least(share, size):
+    """0.29 of 50 is 14.5 items, and 0.29 * 100 is below 29 in floating point: counted in fractions, one by one."""
+    most, counts, wanted = max(1, math.floor(Fraction(str(share)) * size)), Counter(), []
+    for row in np.argsort(-SHARE):
+        if len(wanted) < size and counts[k := int(COLUMNS["predicted"][row])] < most:
+            counts[k] += 1
+            wanted.append(IDS[row])
+    assert choose(size=size, predicted=share)[0].ids == wanted
+    assert max(counts.values()) == most
+
+
+def test_every_choice_of_a_query_has_its_own_seed_and_the_same_labelled_items():
+    """A strategy that draws must not repeat its draw among the items that are left."""
+    labelled = held().holders[0][np.arange(5)]
+    query, asked = choose(labelled=labelled, predicted=0.25, contribution=0.02)
+    assert len(asked) > 2
+    assert asked[0].seed == 1
+    assert len({r.seed for r in asked}) == len(asked)
+    assert all(r.labelled is labelled and r.classes == asked[0].classes for r in asked)
+    again, repeated = choose(labelled=labelled, predicted=0.25, contribution=0.02)
+    assert again.ids == query.ids
+    assert [r.seed for r in repeated] == [r.seed for r in asked]
+
+
 def test_a_quota_that_cannot_be_kept_is_filled_up_and_said(caplog):
     with caplog.at_level("WARNING"):
         query, _ = choose(size=N, dominated=0.5)
@@ -122,6 +151,16 @@ def test_of_limits_that_cannot_be_kept_together_one_is_given_up(caplog):
     missed = np.abs(found["contribution"]).max()
     assert missed > 0.01
     assert caplog.messages == [f"query.quota.contribution: 0.010 was not kept; it is {missed:.3f}"]
+
+
+def test_the_limits_that_block_nothing_stay_when_one_is_given_up(caplog):
+    """Five classes of a tenth each are half a query; what fills it up keeps to both other limits, which bind."""
+    with caplog.at_level("WARNING"):
+        query, _ = choose(size=60, predicted=0.1, dominated=0.8, contribution=0.1)
+    found, counts = numbers(query), np.bincount(COLUMNS["predicted"][[int(i[5:]) for i in query.ids]])
+    assert caplog.messages == [f"query.quota.predicted: 0.100 was not kept; it is {counts.max() / 60:.3f}"]
+    assert max(found["dominated"]) <= 0.8
+    assert np.abs(found["contribution"]).max() <= 0.1
 
 
 def test_a_contribution_that_is_not_finite_is_named():

@@ -6,21 +6,22 @@ import csv
 import io
 import re
 
-import numpy as np
 import pytest
-from scipy import stats
+from toy import OMICS, make_items, write_pool
 
 from raybal.config import parse
 from raybal.data.pool import Pool
+from raybal.data.schema import PoolInfo
 from raybal.errors import ConfigError, StoreError
+from raybal.lease import Lease
 from raybal.settings import from_plain
 from raybal.store import Store
 from raybal.study import fill as study_fill
 from raybal.study import run as study_run
 from raybal.study.config import StudyConfig
 from raybal.study.loops import LocalLoop, run_loop
-from raybal.study.run import Cell, loop_of, run_study
-from raybal.study.summary import area, summarise
+from raybal.study.run import Cell, Study, loop_of, run_study
+from raybal.study.summary import area
 
 
 def make_config(pool, store, **changes) -> StudyConfig:
@@ -115,81 +116,6 @@ def test_a_loop_of_a_study_lies_where_the_study_does(feature_pool, tmp_path, s3)
     assert [r["accuracy"] for r in curves[0]] == [r["accuracy"] for r in curves[1]]
 
 
-def curve(*accuracy, start=20):
-    seconds = {"score": 1.0, "select": 0.5, "train": 9.0}
-    return [
-        {
-            "labels": start * (k + 1),
-            "accuracy": a,
-            "heads": {"easy": a, "hard": a},
-            "balance": {"contribution": [0.1 * k, -0.1 * k], "class_entropy": 1.0 + k} if k else {},
-            "seconds": seconds,
-        }
-        for k, a in enumerate(accuracy)
-    ]
-
-
-def test_areas_are_means_over_labels_and_compared_by_seed():
-    assert area(curve(0.2, 0.4, 0.6)) == pytest.approx(0.4)
-    assert area(curve(0.2, 0.6, 0.6)) == pytest.approx((0.4 + 0.6) / 2)
-    assert area(curve(0.3)) == 0.3
-    uneven = curve(0.0, 1.0)
-    uneven[1]["labels"] = 100
-    assert area([*uneven, {**uneven[1], "labels": 400}]) == pytest.approx((80 * 0.5 + 300) / 380)
-
-    generator = np.random.default_rng(0)
-    config = StudyConfig(strategies=["random", "margin", "badge"], methods=["joint"], seeds=5)
-    curves = {
-        ("joint", s, seed): curve(*(0.3 + 0.1 * k + 0.02 * i + 0.01 * generator.normal() for k in range(4)))
-        for i, s in enumerate(config.strategies)
-        for seed in range(5)
-    }
-    summary = summarise(curves, config)
-    rows = {r.strategy: r for r in summary.rows["joint"]}
-    areas = {s: [area(curves["joint", s, seed]) for seed in range(5)] for s in config.strategies}
-    assert [r.strategy for r in summary.rows["joint"]] == sorted(areas, key=lambda s: -np.mean(areas[s]))
-    ps = {s: stats.ttest_rel(areas[s], areas["random"]).pvalue for s in ("margin", "badge")}
-    smallest, largest = sorted(ps, key=ps.__getitem__)
-    assert rows[smallest].against.adjusted == pytest.approx(2 * ps[smallest])
-    assert rows[largest].against.adjusted == pytest.approx(max(2 * ps[smallest], ps[largest]))
-    assert rows["random"].against is None
-    assert rows["random"].verdict == ""
-    assert rows["badge"].seconds == 1.5
-    # Of the second to the fourth query: the first was chosen without a model.
-    assert rows["badge"].contribution == pytest.approx([0.2, -0.2])
-    assert rows["badge"].class_entropy == pytest.approx(3.0)
-    table = list(csv.DictReader(io.StringIO(summary.rows_csv())))
-    assert float(table[0]["hard_contribution_minus_pool"]) == pytest.approx(-0.2)
-    assert len(summary.lines()) == 5
-
-
-def test_an_area_may_begin_later():
-    rounds = [{"labels": 20, "validation": 0.1}, {"labels": 40, "validation": 0.3}, {"labels": 80, "validation": 0.7}]
-    # From 0.2 at 30 labels: 10 labels of 0.25 and 40 of 0.5 in the mean.
-    assert area(rounds, "validation", since=30) == pytest.approx((10 * 0.25 + 40 * 0.5) / 50)
-    assert area(rounds, "validation", since=20) == area(rounds, "validation")
-    assert area(rounds, "validation", since=80) == 0.7
-
-
-@pytest.mark.parametrize(
-    ("gains", "verdict"),
-    [
-        ([0.05, 0.06, 0.05, 0.04, 0.05], "better than random"),
-        ([-0.05, -0.06, -0.05, -0.04, -0.05], "worse than random"),
-        ([0.05, -0.06, 0.05, -0.04, 0.01], "not told from random"),
-        ([0.05, 0.05, 0.05], "not told from random"),
-        ([0.05], ""),
-    ],
-)
-def test_a_verdict_says_which_way_and_whether(gains, verdict):
-    config = StudyConfig(strategies=["random", "badge"], methods=["joint"], seeds=len(gains))
-    plain = [0.50, 0.62, 0.55, 0.41, 0.58]
-    curves = {("joint", "random", seed): curve(plain[seed]) for seed in range(len(gains))}
-    curves |= {("joint", "badge", seed): curve(plain[seed] + gain) for seed, gain in enumerate(gains)}
-    rows = {r.strategy: r.verdict for r in summarise(curves, config).rows["joint"]}
-    assert rows == {"random": "", "badge": verdict}
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -226,6 +152,71 @@ def test_rows_have_their_own_settings():
     query = config.loop("both", "mlb", 3, "somewhere").query
     assert (query.strategy, query.modulate, query.size, query.explain) == ("bmmal", "both", 60, False)
     assert config.loop("random", "mlb", 3, "somewhere").seed == 3
+    assert query.initial_size is None
+    first = parse(StudyConfig, ["--initial-size", "20"]).loop("random", "mlb", 0, "somewhere").query
+    assert (first.size, first.initial_size) == (60, 20)
+
+
+@pytest.fixture
+def toy_pool(tmp_path) -> str:
+    """60 items to ask for, and 20 test items."""
+    return write_pool(tmp_path / "toy", make_items(80, OMICS[:2]), ["train"] * 60 + ["test"] * 20)
+
+
+def begin(config: StudyConfig) -> Study:
+    store = Store(config.store)
+    return Study(config, store, Lease(store))
+
+
+@pytest.mark.parametrize("key", ["size", "initial_size"])
+def test_a_first_query_of_all_items_leaves_nothing_to_compare(toy_pool, tmp_path, key):
+    sizes = {"label_budget": 100, "size": 20}
+    begin(make_config(toy_pool, tmp_path / "study", **sizes | {key: 59}))
+    for first in (60, 61):
+        with pytest.raises(ConfigError, match=rf"^{key}: {first} is not accepted; .* has 60 items to ask for"):
+            begin(make_config(toy_pool, tmp_path / "study", **sizes | {key: first}))
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_study_needs_test_items_with_labels(toy_pool, tmp_path):
+    """Test items are there in both pools; in one of them nobody has said what they are."""
+    begin(make_config(toy_pool, tmp_path / "study"))
+    store = Store(toy_pool)
+    name = PoolInfo.read(store).sidecar("labels")
+    store.write_table(name, store.read_table(name).slice(0, 60))
+    with pytest.raises(ConfigError, match=r"pool: .*toy has no labelled test items"):
+        begin(make_config(toy_pool, tmp_path / "study"))
+
+
+def test_what_a_driver_that_died_has_left_of_finished_loops_is_cleared(toy_pool, tmp_path, monkeypatch):
+    """What a loop that is to go on has of its rounds stays."""
+    config = make_config(toy_pool, tmp_path / "study", seeds=1, resources={"gpus_per_worker": 0})
+    study = begin(config)
+    store, done, *left = study.store, *study.cells
+    curve = run_loop(loop_of(done, config, Store(tmp_path / "other")))
+    store.write_yaml(done.curve, curve)
+    for cell in study.cells:
+        store.write_bytes(f"{cell.folder}/rounds/002/train/model.safetensors", b"x")
+    ran = []
+
+    class Recorder:
+        def options(self, **options):
+            return self
+
+        def remote(self, loop):
+            ran.append(loop)
+            store.write_yaml(left[len(ran) - 1].curve, curve)
+            return loop.store
+
+    monkeypatch.setattr(study_run, "run_cell", Recorder())
+    monkeypatch.setattr(
+        study_fill, "as_they_end", lambda tasks: [(c, store.read_yaml(c.curve)) for c in tasks.values()]
+    )
+    with study.lease:
+        summary = study.run()
+    assert ran == [loop_of(cell, config, store) for cell in left]
+    assert [store.exists(f"{cell.folder}/rounds") for cell in study.cells] == [False, True, True]
+    assert [r.area.mean for r in summary.rows["multi_loss"]] == [area(curve)] * 3
 
 
 def test_what_is_no_study_is_left_alone(tmp_path):
