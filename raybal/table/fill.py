@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import ray
 
+from raybal.data.pool import Labelled
 from raybal.errors import RaybalError
 from raybal.lease import Lease
 from raybal.material import Material
@@ -28,7 +29,7 @@ class Filler:
     Args:
         store: of the cells.
         lease: of the store, held.
-        material: what is learnt from, and the test items.
+        parts: returns the training and the validation items of a seed.
         resources: what may be used of the cluster.
         task: returns the training run of a cell.
         total: number of training runs in all, for the log.
@@ -38,31 +39,30 @@ class Filler:
         self,
         store: Store,
         lease: Lease,
-        material: Material,
+        parts: Callable[[int], tuple[Labelled, Labelled]],
         resources: ResourceSettings,
         task: Callable[[Cell], TrainTask],
         total: int,
     ) -> None:
         self.store = store
         self.lease = lease
-        self.material = material
+        self.parts = parts
         self.resources = resources
         self.task = task
         self.progress = Progress(total)
 
-    def fill(self, cells: Sequence[Cell], *, measured: bool) -> None:
-        """Trains cells that have no marker, and measures them on test items if wanted."""
+    def fill(self, cells: Sequence[Cell], test: Labelled | None = None) -> None:
+        """Trains cells that have no marker, and measures them on test items where these are given."""
         left: dict[Cell, TrainTask] = {}
         for cell in cells:
             trained = self.store.exists(cell.trained)
             done = self.store.exists(cell.measured) or (trained and has_diverged(self.store, cell))
-            if trained and (not measured or done):
+            if trained and (test is None or done):
                 self.progress.known(cell)
                 continue
             left[cell] = self.task(cell)
             if not trained and not self.store.exists(f"{cell.folder}/items.parquet"):
-                left[cell].write_items(*self.material.parts(cell.seed))
-        test = self.material.test if measured else None
+                left[cell].write_items(*self.parts(cell.seed))
         # Data-parallel runs have the cluster for themselves, one after the other.
         for cell, task in left.items():
             if task.settings.num_workers:
@@ -76,19 +76,24 @@ class Filler:
                 self._done(cell)
 
     def compare(
-        self, cells: Sequence[Cell], methods: Mapping[str, str], baselines: Sequence[str] | None = None
+        self,
+        cells: Sequence[Cell],
+        methods: Mapping[str, str],
+        material: Material,
+        baselines: Sequence[str] | None = None,
     ) -> Summary:
         """Fills and measures cells, the same seeds of every row, and compares the rows.
 
         Args:
             cells: of the comparison.
             methods: the method of each row.
+            material: of the pool, for its test items.
             baselines: rows that others are compared with; None: those that tables have.
 
         Raises:
             RaybalError: every row has a run that diverged.
         """
-        self.fill(cells, measured=True)
+        self.fill(cells, material.test)
         lost = [cell for cell in cells if has_diverged(self.store, cell)]
         for cell in lost:
             log.warning("%s: %s; the row is left out", cell.title, self.store.read_yaml(cell.trained)["diverged"])
@@ -96,7 +101,7 @@ class Filler:
         left = [cell for cell in cells if cell.row not in {one.row for one in lost}]
         if not left:
             raise RaybalError("every row of the table has a run that diverged; try smaller learning_rates")
-        return summarise(self.store, left, self.material.pool.info.names, methods, baselines)
+        return summarise(self.store, left, material.pool.info.names, methods, baselines)
 
     def _done(self, cell: Cell) -> None:
         self.lease.check()

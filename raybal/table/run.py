@@ -191,13 +191,13 @@ class Table:
             "table: %d methods, %d seeds, %d learning rates: %d training runs of %d epochs",
             len(self.rows), config.seeds, len(rates), total, config.train.epochs,
         )  # fmt: skip
-        filler = Filler(self.store, self.lease, self.material, config.resources, self.task, total)
-        filler.fill(trials, measured=len(rates) == 1)
+        filler = Filler(self.store, self.lease, self.material.parts, config.resources, self.task, total)
+        filler.fill(trials, self.material.test if len(rates) == 1 else None)
         chosen = {row: self._best(row) for row in self.rows}
         if len(rates) > 1:
             log.info("learning rates: %s", ", ".join(f"{row} {rate:g}" for row, rate in chosen.items()))
         final = [Cell(row, rate, seed) for row, rate in chosen.items() for seed in range(config.seeds)]
-        return filler.compare(final, {row: config.settings_of(row).method for row in self.rows})
+        return filler.compare(final, {row: config.settings_of(row).method for row in self.rows}, self.material)
 
     def _best(self, row: str) -> float:
         """Returns the learning rate with the best validation accuracy, then likelihood, of the first seed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -18,7 +18,6 @@ from optuna.storages import JournalStorage
 from raybal.config import LoopConfig
 from raybal.data.pool import Labelled, Pool
 from raybal.lease import Lease
-from raybal.material import Material
 from raybal.rounds import Round, TunedSettings
 from raybal.store import Store
 from raybal.table.cells import Cell, validation_accuracy
@@ -129,21 +128,6 @@ def retune(
     return facts
 
 
-class _OfARound:
-    """What runs of all seeds learn from, and no test items.
-
-    Args:
-        items: training and validation items.
-    """
-
-    def __init__(self, items: tuple[Labelled, Labelled]) -> None:
-        self.items = items
-
-    def parts(self, seed: int) -> tuple[Labelled, Labelled]:
-        """Returns training and validation items."""
-        return self.items
-
-
 def _over_seeds(
     plan: Plan, parts: tuple[Labelled, Labelled], trials: Sequence[Found], seeds: int, lease: Lease
 ) -> dict[int, float]:
@@ -152,13 +136,12 @@ def _over_seeds(
     if len({t.number for t in trials}) < 2:
         return {t.number: t.accuracy for t in trials}
     runs = {plan.run_of(f"{t.number:04d}", t.values, seed): t for t in trials for seed in range(seeds)}
-    material = cast(Material, _OfARound(parts))
 
     def task(cell: Cell) -> TrainTask:
         assert isinstance(cell, TrialRun)
         return plan.task(cell, runs[cell].values)
 
-    Filler(store, lease, material, plan.config.resources, task, len(runs)).fill(list(runs), measured=False)
+    Filler(store, lease, lambda seed: parts, plan.config.resources, task, len(runs)).fill(list(runs))
     found: dict[int, list[float]] = {}
     for run, trial in runs.items():
         found.setdefault(trial.number, []).append(validation_accuracy(store, run))

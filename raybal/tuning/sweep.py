@@ -144,7 +144,7 @@ class Sweep(SweepBase):
             token = self.lease.token
             plan = Plan(self.config, ALONE_ROW, own, {}, info.modalities, self.material.classes, token, {})
             run = plan.run_of(PUBLISHED, {})
-            self._filler({run: (plan, {})}).fill([run], measured=False)
+            self._filler({run: (plan, {})}).fill([run])
             found = {}
             if not has_diverged(self.store, run):
                 found = probe_on_validation(plan.task(run, {}))
@@ -165,7 +165,7 @@ class Sweep(SweepBase):
         }
         if not runs:
             raise RaybalError(f"{row.name}: no trial was trained to the end without diverging; narrow the space")
-        self._filler(runs).fill(list(runs), measured=False)
+        self._filler(runs).fill(list(runs))
         scores: dict[int, list[float]] = {}
         for run in runs:
             scores.setdefault(int(run.trial), []).append(validation_accuracy(self.store, run))
@@ -202,7 +202,7 @@ class Sweep(SweepBase):
         # the first row where none is one.
         baselines = [row.name for row in rows if row.name not in self.plans]
         baselines = baselines or [row.name for row in rows if row.method in BASELINES] or [rows[0].name]
-        return self._filler(runs).compare(list(runs), methods, baselines)
+        return self._filler(runs).compare(list(runs), methods, self.material, baselines)
 
     def _filler(self, runs: Mapping[TrialRun, tuple[Plan, Values]]) -> Filler:
         def task(cell: Cell) -> TrainTask:
@@ -210,7 +210,7 @@ class Sweep(SweepBase):
             plan, values = runs[cell]
             return plan.task(cell, values)
 
-        return Filler(self.store, self.lease, self.material, self.config.resources, task, len(runs))
+        return Filler(self.store, self.lease, self.material.parts, self.config.resources, task, len(runs))
 
 
 def constant(plan: Plan) -> Plan:

@@ -230,7 +230,7 @@ def test_without_names_every_method_that_can_be_built_is_a_row(tmp_path, caplog)
 def test_rates_cannot_be_compared_without_validation(tmp_path, monkeypatch):
     table = bare_table(tmp_path, groups="one", methods=["joint"], seeds=1, train={"epochs": 1})
 
-    def here(filler, cells, *, measured):
+    def here(filler, cells, test=None):
         for cell in cells:
             task = table.task(cell)
             task.write_items(*table.material.parts(cell.seed))
