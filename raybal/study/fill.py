@@ -15,12 +15,12 @@ from raybal.tasks import as_they_end
 log = logging.getLogger(__name__)
 
 
-class LoopRun(Protocol):
-    """A loop that is one of many."""
+class StoredLoop(Protocol):
+    """A loop whose store lies inside that of many."""
 
     @property
     def folder(self) -> str:
-        """Its store, inside that of all."""
+        """Of its store, inside that of all."""
         ...
 
     @property
@@ -29,7 +29,7 @@ class LoopRun(Protocol):
         ...
 
 
-R = TypeVar("R", bound=LoopRun)
+R = TypeVar("R", bound=StoredLoop)
 
 
 def fill_loops(runs: Sequence[R], store: Store, lease: Lease, submit: Callable[[R], Any]) -> list[Curve]:
