@@ -15,10 +15,11 @@ from raybal.settings import Settings, setting
 class BenchConfig(Settings):
     """Measures raybal beside the plainest code that does the same work, after start-up, as ratios in one run."""
 
-    what: Literal["all", "prepare", "train", "score", "seeding", "rounds", "methods", "select"] = setting(
+    what: Literal["all", "prepare", "train", "score", "seeding", "rounds", "methods", "select", "tune"] = setting(
         "all",
         help="what is measured; methods: a training step of each balancing method beside one of joint; select: "
-        "choosing from large pools, beside the dense form, on a GPU if there is one, and by approximations",
+        "choosing from large pools, beside the dense form, on a GPU if there is one, and by approximations; tune: a "
+        "sweep beside the same trainings without Ray Tune",
     )
     clips: str | None = setting(None, help="folder of clips for prepare (repeated as often as needed)")
     seconds: float = setting(60.0, gt=0, help="least duration of each measurement")
@@ -39,6 +40,7 @@ def main() -> None:
     from raybal.bench.seeding import bench_seeding
     from raybal.bench.select import bench_approximations, bench_dense, bench_gpu, bench_select
     from raybal.bench.train import bench_train
+    from raybal.bench.tune import bench_tune
 
     config = parse(BenchConfig)
     if config.what == "prepare" and config.clips is None:
@@ -50,6 +52,7 @@ def main() -> None:
         "rounds, in process": lambda: bench_rounds(0),
         "rounds, two workers": lambda: bench_rounds(2),
         "methods": lambda: bench_methods(config.methods, config.seconds),
+        "tune": lambda: bench_tune(config.items, config.seconds, config.cores),
         "select": lambda: bench_select(config.sizes, config.cores),
         "select, dense": lambda: bench_dense(),
         "select, GPU": bench_gpu,
