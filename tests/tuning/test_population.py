@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -116,16 +118,28 @@ def test_a_population_that_cannot_be_is_refused(arguments, message):
         parse(TuneConfig, arguments)
 
 
-def populated(pool, folder) -> RowFound:
-    """Returns what a population of two members with two takeovers comes to."""
+@contextlib.contextmanager
+def begun(pool, folder, *more: str) -> Iterator[Sweep]:
+    """A sweep of a population of two members with two takeovers."""
     text = (
         f"--methods mlb --search learning_rate --population.members 2 --population.interval 2 --train.epochs 6 "
         f"--population.share 0.5 --seeds 0 --items 60 --train.batch-size 16 --train.device cpu "
         f"--model.encoder.dim 8 --model.encoder.width 4 --pool {pool} --store {folder}"
     )
-    with at_work(BEGUN, parse(TuneConfig, text.split()), Sweep) as sweep:
+    with at_work(BEGUN, parse(TuneConfig, [*text.split(), *more]), Sweep) as sweep:
         sweep.begin()
+        yield sweep
+
+
+def populated(pool, folder, *more: str) -> RowFound:
+    """Returns what it comes to."""
+    with begun(pool, folder, *more) as sweep:
         return populate(sweep.plans["mlb"], sweep.parts, sweep.store)
+
+
+def measured(history: list[dict]) -> list[dict]:
+    """Returns a training run's records without what is no result."""
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in history]
 
 
 @pytest.mark.ray
@@ -147,6 +161,12 @@ def test_takeovers_take_effect_also_those_of_a_driver_that_was_lost(cluster, fea
     assert pace_of(row.schedules[last["member"]]).strength(1.0) == pytest.approx(last["new_strength"])
     assert ended[last["member"]]["history"][:4] == ended[last["from"]]["history"][:4]
     assert not list((tmp_path / "undisturbed/trials/mlb").glob("member-*/at-*"))
+    # Trained from scratch, a schedule does what its lineage did.
+    with begun(feature_pool, tmp_path / "undisturbed") as sweep:
+        plan, values = sweep.plans["mlb"], row.trials[last["member"]].values
+        replay = plan.task(plan.run_of("replay", values), values)
+        replay.write_items(*sweep.parts)
+        assert measured(replay.run()["history"]) == measured(ended[last["member"]]["history"])
 
     def write_and_die(self, *arguments):
         write(self, *arguments)
@@ -163,3 +183,13 @@ def test_takeovers_take_effect_also_those_of_a_driver_that_was_lost(cluster, fea
     assert [t.accuracies for t in again.trials] == [t.accuracies for t in row.trials]
     # All of it is done.
     assert populated(feature_pool, tmp_path / "lost") == again
+
+
+@pytest.mark.ray
+def test_a_member_that_diverged_takes_over_another_as_pb2_suggests(cluster, feature_pool, tmp_path):
+    space = "{train.learning_rate: {values: [1.0e-3, 1.0e+20]}}"
+    row = populated(feature_pool, tmp_path, "--population.scheduler", "pb2", "--seed", "1", "--space", space)
+    assert [t.values["train.learning_rate"] for t in row.trials] == [1e-3, 1e-3]
+    first = row.exploits[0]
+    assert (first["epoch"], first["member"], first["from"], first["accuracy"]) == (2, 1, 0, 0.0)
+    assert [t.state for t in row.trials] == ["finished", "finished"]

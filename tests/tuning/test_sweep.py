@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from optuna.storages import JournalStorage
 from optuna.trial import TrialState
+from ray.util import placement_group_table
 from ray_tools import run_job
+from toy import make_spec
 
 from raybal.config import LoopConfig, parse
+from raybal.data.pool import Pool
 from raybal.errors import ConfigError, StoreError
+from raybal.predictor import save_predictor
+from raybal.querying.base import QuerySettings, build_strategy
+from raybal.resources import ResourceSettings
+from raybal.scorers import Scorers
 from raybal.settings import from_plain
 from raybal.store import Store
 from raybal.table.config import TableConfig
@@ -122,18 +132,49 @@ def test_killed_in_the_middle_of_a_trial(finished, feature_pool, tmp_path):
     assert study_of(store, "mlb") == study_of(finished[0], "mlb")[:4]
 
 
-def test_two_trials_of_two_workers_each_at_a_time(cluster, feature_pool, tmp_path):
-    changes = {"train.num-workers": 2, "methods": "mlb", "trials": 3, "seeds": 0, "finalists": 1, "finalist-seeds": 1}
-    changes |= {"train.epochs": 3, "stopping.grace": 1}
-    summary = run_sweep(parse(TuneConfig, options(feature_pool, tmp_path / "store", **changes)))
+def scoring_phase(pool: Pool, folder: str) -> int:
+    """Scores a pool with actors on the cluster; returns the number of items scored."""
+    store, spec = Store(folder), make_spec("mlb", pool.info.modalities)
+    weights = {f"model.{key}": value for key, value in spec.build()[0].state_dict().items()}
+    save_predictor(store, "model.safetensors", spec, weights)
+    shards = {name: np.flatnonzero(pool.shard_of == i) for i, name in enumerate(pool.shards)}
+    scorers = Scorers(pool.store.root, folder, len(shards), ResourceSettings())
+    scorers.score("scores", shards, "model.safetensors", build_strategy("entropy", QuerySettings("entropy")))
+    scorers.stop()
+    return sum(store.read_table(f"scores/{name}.parquet").num_rows for name in shards)
+
+
+def test_two_trials_of_two_workers_each_next_to_a_scoring_phase(cluster, feature_pool, tmp_path):
+    """The workers hold all 4 CPUs of the cluster, what scores goes on all the same, and nobody waits for ever."""
+    changes = {"methods": "multi_loss", "search": "learning_rate", "objective": "both", "trials": 3, "seeds": 0}
+    changes |= {"train.num-workers": 2, "train.epochs": 3, "stopping.grace": 1, "finalists": 1, "finalist-seeds": 1}
+    # The second trial diverges.
+    changes |= {"seed": 3, "space": "{train.learning_rate: {values: [1.0e-3, 1.0e+20]}}"}
+    most, scored, ended = 0, 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most, scored
+        while not ended.is_set():
+            groups = placement_group_table().values()
+            most = max(most, sum(g["state"] == "CREATED" and len(g["bundles"]) == 2 for g in groups))
+            if most == 2 and not scored:
+                scored = scoring_phase(Pool(str(feature_pool)), str(tmp_path / "scored"))
+
+    with ThreadPoolExecutor() as threads:
+        watched = threads.submit(watch)
+        try:
+            summary = run_sweep(parse(TuneConfig, options(feature_pool, tmp_path / "store", **changes)))
+        finally:
+            ended.set()
+        watched.result()
+    assert (most, scored) == (2, 600)
     (row,) = summary.rows
-    assert len(row.trials) == 3
-    assert row.finished
-    assert all(list(t.accuracies) == list(range(1, len(t.accuracies) + 1)) for t in row.trials)
-    # They fill the cluster of 4 CPUs, and neither waits for the other.
-    journal = StoreJournal(Store(str(tmp_path / "store")), "optuna.log")
-    first, second, *_ = optuna.load_study(study_name="mlb", storage=JournalStorage(journal)).trials
-    assert second.datetime_start < first.datetime_complete
+    assert [(t.values["train.learning_rate"], t.state) for t in row.trials] == [
+        (1e-3, "finished"),
+        (1e20, "diverged"),
+        (1e-3, "finished"),
+    ]
+    assert row.chosen.gap is not None
 
 
 @pytest.mark.parametrize(
