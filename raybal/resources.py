@@ -196,13 +196,15 @@ def _check_room(bundle: dict[str, float], count: int, key: str) -> None:
         )
 
 
-def task_options(settings: ResourceSettings, device: str) -> dict[str, Any]:
-    """Returns Ray's options of a task that trains by itself on a device, as many at a time as the cluster has."""
-    return {
-        "num_cpus": settings.cpus_per_worker,
-        "num_gpus": _gpus(settings, device),
-        "max_retries": settings.max_failures,
-    }
+def task_options(train: TrainSettings, settings: ResourceSettings) -> dict[str, Any]:
+    """Returns Ray's options of a task that trains by itself, as many at a time as the cluster has room for.
+
+    Raises:
+        ConfigError: not even one fits this machine, or the cluster at its largest; Ray would wait for ever.
+    """
+    bundle = _bundle(train, settings)
+    _check_room(bundle, 1, "resources")
+    return {"num_cpus": bundle["CPU"], "num_gpus": bundle.get("GPU", 0.0), "max_retries": settings.max_failures}
 
 
 def _gpus(settings: ResourceSettings, device: str) -> float:

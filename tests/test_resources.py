@@ -9,7 +9,15 @@ import ray
 
 from raybal import autoscaling
 from raybal.errors import ConfigError, RaybalError
-from raybal.resources import ResourceSettings, check_place, cluster, scaling, scoring_options, trial_options
+from raybal.resources import (
+    ResourceSettings,
+    check_place,
+    cluster,
+    scaling,
+    scoring_options,
+    task_options,
+    trial_options,
+)
 from raybal.training.settings import TrainSettings
 
 
@@ -121,6 +129,14 @@ def test_trials_share_a_cluster_without_waiting_for_one_another(size):
     with pytest.raises(ConfigError, match=r"resources: 1 workers of 17 CPU and 1 GPU"):
         trial_options(TrainSettings(), ResourceSettings(cpus_per_worker=17))
     assert trial_options(TrainSettings(), ResourceSettings(trials=3))[1] == 3
+
+
+def test_a_task_that_nothing_could_ever_run_is_refused(size):
+    size(CPU=4.0)
+    options = task_options(TrainSettings(), ResourceSettings(cpus_per_worker=0.5, max_failures=2))
+    assert options == {"num_cpus": 0.5, "num_gpus": 0.0, "max_retries": 2}
+    with pytest.raises(ConfigError, match=r"resources: 1 workers of 5 CPU each .* do not fit; this machine has 4 CPU"):
+        task_options(TrainSettings(), ResourceSettings(cpus_per_worker=5))
 
 
 def test_an_address_where_nobody_answers_is_named(monkeypatch):

@@ -113,7 +113,7 @@ class Study:
         """Runs the loops that have not ended, and compares all. Ray must be connected."""
         store, config = self.store, self.config
         BEGUN.write(store, self._defines, dataclasses.asdict(config))
-        remote = run_cell.options(**task_options(config.resources, config.train.device))
+        remote = run_cell.options(**task_options(config.train, config.resources))
         curves = fill_loops(self.cells, store, self.lease, lambda cell: remote.remote(loop_of(cell, config, store)))
         found = {(c.method, c.strategy, c.seed): curve for c, curve in zip(self.cells, curves, strict=True)}
         return summarise(found, config)

@@ -70,8 +70,8 @@ class Filler:
                 self._done(cell)
         alone = {cell: task for cell, task in left.items() if not task.settings.num_workers}
         if alone:
-            device = next(iter(alone.values())).settings.device
-            remote, shared = work_alone.options(**task_options(self.resources, device)), ray.put(test)
+            settings = next(iter(alone.values())).settings
+            remote, shared = work_alone.options(**task_options(settings, self.resources)), ray.put(test)
             for cell, _ in as_they_end({remote.remote(cell, task, shared): cell for cell, task in alone.items()}):
                 self._done(cell)
 

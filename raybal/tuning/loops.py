@@ -319,7 +319,7 @@ class LoopSweep(SweepBase):
 
     def _curves(self, runs: Sequence[LoopRun], *, tested: bool) -> list[Curve]:
         """Runs loops that have not ended; returns the curves of all."""
-        remote = run_alone.options(**task_options(self.config.resources, self.config.train.device))
+        remote = run_alone.options(**task_options(self.config.train, self.config.resources))
         return fill_loops(runs, self.store, self.lease, lambda run: remote.remote(self.plan, run, tested))
 
     def _write_tuned(self, row: RowFound) -> None:

@@ -268,7 +268,7 @@ def _probes(task: TrainTask, plan: Plan) -> dict[str, float | None]:
     if not task.settings.num_workers:
         return probe_on_validation(task)
     # The trial has reserved next to nothing: its workers had all, and they are gone. What it starts stands for itself.
-    options = task_options(plan.config.resources, task.settings.device) | {"scheduling_strategy": "DEFAULT"}
+    options = task_options(task.settings, plan.config.resources) | {"scheduling_strategy": "DEFAULT"}
     return ray.get(ray.remote(probe_on_validation).options(**options).remote(task))
 
 

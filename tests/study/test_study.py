@@ -190,7 +190,7 @@ def test_a_study_needs_test_items_with_labels(toy_pool, tmp_path):
 
 def test_what_a_driver_that_died_has_left_of_finished_loops_is_cleared(toy_pool, tmp_path, monkeypatch):
     """What a loop that is to go on has of its rounds stays."""
-    config = make_config(toy_pool, tmp_path / "study", seeds=1, resources={"gpus_per_worker": 0})
+    config = make_config(toy_pool, tmp_path / "study", seeds=1)
     study = begin(config)
     store, done, *left = study.store, *study.cells
     curve = run_loop(loop_of(done, config, Store(tmp_path / "other")))
@@ -209,6 +209,7 @@ def test_what_a_driver_that_died_has_left_of_finished_loops_is_cleared(toy_pool,
             return loop.store
 
     monkeypatch.setattr(study_run, "run_cell", Recorder())
+    monkeypatch.setattr(study_run, "task_options", lambda *_: {})
     monkeypatch.setattr(
         study_fill, "as_they_end", lambda tasks: [(c, store.read_yaml(c.curve)) for c in tasks.values()]
     )
