@@ -28,7 +28,7 @@ from raybal import hashing
 from raybal.balancing.base import BalancingSettings
 from raybal.config import LoopConfig, defining
 from raybal.data.pool import Labelled
-from raybal.errors import ConfigError, DivergedError, shorten
+from raybal.errors import ConfigError, DivergedError, RaybalError, shorten
 from raybal.experiment import Experiment
 from raybal.lease import Lease
 from raybal.models.classifier import ModelSettings
@@ -293,6 +293,8 @@ class LoopSweep(SweepBase):
             for trial in row.best(config.finalists)
             for seed in range(config.finalist_seeds)
         ]
+        if not finalists:
+            raise RaybalError(f"no loop of {len(row.trials)} trials ended without diverging; narrow the space")
         log.info("%d finalists with %d seeds", len(finalists) // config.finalist_seeds, config.finalist_seeds)
         scores: dict[int, list[float]] = {}
         for run, curve in zip(finalists, self._curves(finalists, tested=False), strict=True):

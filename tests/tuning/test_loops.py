@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from raybal.config import LoopConfig, parse
-from raybal.errors import ConfigError, StoreError
+from raybal.errors import ConfigError, RaybalError, StoreError
 from raybal.material import Material
 from raybal.store import Store
 from raybal.study.summary import area
+from raybal.tuning import loops
 from raybal.tuning.config import TuneConfig
 from raybal.tuning.loops import METHOD, SIZE, STRATEGY, LoopPlan, LoopSweep
 from raybal.tuning.run import run_sweep
@@ -106,6 +107,21 @@ def test_loops_that_diverged_are_not_compared_on_test_items():
             return [[{"labels": 40, "accuracy": 0.0, "diverged": "nan"}] if run.seed == 3 else good for run in runs]
 
     assert Sweep()._compared(row) == ([], [])
+
+
+def test_loops_that_all_diverged_are_said_to(tmp_path, monkeypatch):
+    lost = RowFound("loops", "loops", {}, [Found(0, {}, {}, {"diverged": "nan"})], [])
+    monkeypatch.setattr(loops, "search", lambda *_, **__: lost)
+
+    class Sweep(LoopSweep):
+        def __init__(self):
+            self.config, self.store, self.plan = config_of(), Store(str(tmp_path)), None
+
+        def journal(self):
+            return None
+
+    with pytest.raises(RaybalError, match="no loop of 1 trials ended without diverging; narrow the space"):
+        Sweep().run()
 
 
 @pytest.mark.ray
