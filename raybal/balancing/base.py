@@ -52,6 +52,11 @@ class BalancingSettings(Settings):
         """Returns after how many epochs of a run the method has begun to act."""
         return 0
 
+    def for_run(self, epochs: int) -> BalancingSettings:
+        """Returns the settings as a run of so many epochs can have them: what was published for a run of another
+        length as the same share of this one."""
+        return self
+
     @classmethod
     def from_search(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Returns values of searched keys as values of fields."""

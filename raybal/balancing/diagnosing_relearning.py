@@ -106,8 +106,16 @@ class DiagnosingRelearningSettings(PacedSettings):
     def search_space(cls, epochs: int, given: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """Intervals are those of the published 90 epochs, as shares of the run."""
         space = super().search_space(epochs, given)
-        intervals = sorted({max(1, round(n * epochs / 90)) for n in space["interval"]["values"]})
+        intervals = sorted({_share(n, epochs) for n in space["interval"]["values"]})
         return {**space, "interval": {"kind": "choice", "values": intervals}}
+
+    def for_run(self, epochs: int) -> DiagnosingRelearningSettings:
+        return dataclasses.replace(self, interval=_share(self.interval, epochs))
+
+
+def _share(interval: int, epochs: int) -> int:
+    """Returns an interval of the published 90 epochs as the same share of a run."""
+    return max(1, round(interval * epochs / 90))
 
 
 def _check_preset(given: Mapping[str, Any]) -> None:

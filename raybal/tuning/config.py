@@ -43,7 +43,8 @@ class StoppingSettings(Settings):
 
 @dataclass(frozen=True)
 class RetuneSettings(Settings):
-    """Tuning inside a loop, on the labels that there are: the settings found hold until they are tuned again."""
+    """Tuning inside a loop, on the labels that there are: the settings found hold until they are tuned again. Trials
+    begin with fresh weights, whatever train.round_start is."""
 
     every: int | None = setting(None, ge=1, help="rounds between tunings; none: never")
     share: float = setting(0.5, gt=0, lt=1, help="share of the loop's time so far that tuning may have")
@@ -72,7 +73,7 @@ class PopulationSettings(Settings):
     and change how strongly the method goes on to act. The schedule of the best is then trained from scratch, beside the
     best constant strength of as many trials."""
 
-    members: int = setting(0, ge=0, help="members; 0: trials that Optuna suggests, instead of a population")
+    members: int = setting(0, ge=0, help="members, in place of `trials` and `stopping`; 0: trials that Optuna suggests")
     scheduler: Literal["pbt", "pb2"] = setting(
         "pbt", help="how strengths change: at random (PBT), or as a Gaussian process suggests (PB2)"
     )
@@ -205,6 +206,8 @@ class TuneConfig(Settings):
                 f"population.interval: {self.population.interval or 1} is not accepted; nobody would take over in a "
                 f"run of {self.train.epochs} epochs (train.epochs)"
             )
+        if self.population.members and self.objective != "accuracy":
+            raise ConfigError("objective: members of a population are compared by accuracy alone")
         if self.population.members and self.train.num_workers:
             raise ConfigError("train.num_workers: members of a population train in one process each; leave it at 0")
         if self.loop.label_budget:

@@ -97,7 +97,7 @@ def retune(
     """
     store = Store(plan.config.store)
     # Where they lie outside of the space they are tried all the same.
-    first = [plan.values_of({}) or {}]
+    first = [plan.values_of(plan.own) or {}]
     first += [values for values in _best_of(earlier, plan) if values not in first]
     journal = StoreJournal(store, JOURNAL, lease.check)
     config, more = plan.config, 2 * (seeds - 1)

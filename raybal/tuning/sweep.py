@@ -38,7 +38,7 @@ from raybal.tuning.spaces import Dimension, Values, declared
 from raybal.tuning.summary import RowFound, SweepSummary, published
 from raybal.tuning.trial import Plan, TrialRun
 from raybal.tuning.trials import search
-from raybal.tuning.values import changed, shared
+from raybal.tuning.values import changed, changes, shared
 
 ALONE = "alone.yaml"
 #: The method whose encoders are trained alone.
@@ -82,13 +82,23 @@ class Sweep(SweepBase):
 
     def _plan(self, row: str) -> Plan:
         config, info, own = self.config, self.material.pool.info, self.config.settings_of(row)
+        if own.begins(config.train.epochs) >= config.train.epochs:
+            # What was published for a longer run would never act, and all would be compared with another method.
+            before, own = own, own.for_run(config.train.epochs)
+            if own != before:
+                differs = changes(dataclasses.asdict(before), dataclasses.asdict(own))
+                log.info("%s would never act in %d epochs; as a share of them: %s", row, config.train.epochs, differs)
         plan = Plan(config, row, own, {}, info.modalities, self.material.classes, self.lease.token, {})
-        groups = config.search
+        groups, given = config.search, self._given(own)
         if config.population.members:
             if "pace" not in {f.name for f in dataclasses.fields(own)}:
                 raise ConfigError(f"{row}: {own.method} has no pace, so a population has no schedule to find")
+            paces = [f"balancing.{row}.paces.{m}" for m in own.paces]  # type: ignore[attr-defined]
+            paces += [f"space.{key}" for key in given if key.startswith(("balancing.pace.", "balancing.paces."))]
+            if paces:
+                raise ConfigError(f"{paces[0]}: a population finds the pace, one for all modalities; leave it out")
             groups = [group for group in groups if group not in ("pace", "paces")]
-        return plan.searching(groups, self._given(own), may_be_empty=config.population.members > 0)
+        return plan.searching(groups, given, may_be_empty=config.population.members > 0)
 
     def _given(self, settings: BalancingSettings) -> dict[str, Dimension]:
         """Returns those of the user's dimensions that a row has: coefficients are those of some methods only."""

@@ -17,7 +17,7 @@ from raybal import hashing
 from raybal.balancing.base import METHODS, BalancingSettings
 from raybal.data.pool import Labelled
 from raybal.data.schema import Modality
-from raybal.errors import ConfigError
+from raybal.errors import ConfigError, did_you_mean
 from raybal.models.classifier import ModelSettings
 from raybal.predictor import PredictorSpec
 from raybal.resources import task_options
@@ -36,6 +36,7 @@ from raybal.tuning.spaces import (
     Space,
     Values,
     corners,
+    flat,
     merged,
     same,
     samples,
@@ -141,6 +142,11 @@ class Plan:
         Raises:
             ConfigError: there is nothing to search, or a value is not accepted.
         """
+        for key in given:
+            if key.partition(".")[0] not in self.base:
+                raise ConfigError(
+                    f"space.{key}: ranges are of {', '.join(self.base)}{did_you_mean(key, flat(self.base))}"
+                )
         wanted = list(groups)
         if "paces" in wanted and not getattr(METHODS.get(self.own.method), "acts_by_modality", False):
             wanted[wanted.index("paces")] = "pace"
@@ -158,14 +164,20 @@ class Plan:
         return plan
 
     def first_values(self) -> list[Values]:
-        """Returns where the row's own settings and the published ones lie in its space, in this order; those that lie
-        outside are left out, also if they set what is not searched."""
-        found = [values for own in ({}, *self.own.published) if (values := self.values_of(own)) is not None]
+        """Returns where the row's own settings and the published ones lie in its space, in this order; what lies
+        outside as it was published may lie in it as a run of so many epochs can have it. Others are left out, also
+        if they set what is not searched."""
+        found: list[Values] = []
+        for own in ({}, *self.own.published):
+            wanted = from_plain(BalancingSettings, merged(self.base["balancing"], own), "balancing")
+            for settings in (wanted, wanted.for_run(self.config.train.epochs)):
+                if (values := self.values_of(settings)) is not None:
+                    found.append(values)
+                    break
         return [values for i, values in enumerate(found) if values not in found[:i]]
 
-    def values_of(self, own: Mapping[str, Any]) -> Values | None:
-        """Returns where some of the method's settings, with the row's own for the others, lie in the space."""
-        wanted = from_plain(BalancingSettings, merged(self.base["balancing"], own), "balancing")
+    def values_of(self, wanted: BalancingSettings) -> Values | None:
+        """Returns where settings of the method lie in the space, with the row's own for what else is searched."""
         plain = dataclasses.asdict(wanted)
         paces = {m.name for m in self.modalities if f"balancing.paces.{m.name}.kind" in self.space}
         if paces:

@@ -14,6 +14,7 @@ from raybal.balancing.mlb import MLBSettings
 from raybal.config import parse
 from raybal.errors import ConfigError
 from raybal.settings import from_plain
+from raybal.training.settings import TrainSettings
 from raybal.tuning.config import TuneConfig
 from raybal.tuning.spaces import Dimension, corners, draw, merged, samples, settings_from, space_of, values_in
 from raybal.tuning.trial import Plan
@@ -246,6 +247,15 @@ def test_intervals_of_relearning_are_shares_of_the_run():
     assert space_of(settings_of("diagnosing_relearning"), ["method"], {}, 18)["balancing.interval"].values == [
         1, 2, 3, 4, 6,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("epochs", "interval"), [(15, 3), (30, 7), (90, 20)])
+def test_what_was_published_of_relearning_is_tried_as_a_share_of_the_run(epochs, interval):
+    settings = settings_of("diagnosing_relearning")
+    space = space_of(settings, ["method"], {}, epochs)
+    config = TuneConfig(train=TrainSettings(epochs=epochs))
+    first = Plan(config, "row", settings, space, (), (), "", {}).first_values()
+    assert [(v["balancing.interval"], v["balancing.scale"]) for v in first] == [(interval, 3.0), (interval, 5.0)]
 
 
 def test_every_modality_has_a_pace_of_its_own():

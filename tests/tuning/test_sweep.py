@@ -182,6 +182,13 @@ def test_two_trials_of_two_workers_each_next_to_a_scoring_phase(cluster, feature
     [
         ({"search": ["fusion"], "balancing": {"mlb": {"method": "mlb"}}, "space": {"balancing.alhpa": 2}},
          r"space\.balancing\.alhpa: no method of the sweep has such a key \(did you mean 'balancing\.alpha'"),
+        ({"space": {"weight_decay": 1e-4}}, r"space\.weight_decay: ranges are of balancing, model, train"),
+        ({"space": {"query.size": 3}}, r"space\.query\.size: ranges are of balancing, model, train"),
+        ({"methods": ["mlb"], "population": {"members": 4}, "space": {"balancing.pace.kind": "window"}},
+         r"space\.balancing\.pace\.kind: a population finds the pace"),
+        ({"methods": ["mlb"], "population": {"members": 4},
+          "balancing": {"mlb": {"method": "mlb", "paces": {"m0": {"kind": "constant"}}}}},
+         r"balancing\.mlb\.paces\.m0: a population finds the pace, one for all modalities"),
         ({"space": {"train.momemtum": 0.5}}, r"multi_loss: train\.momemtum: there is no such key.*'momentum'"),
         ({"methods": ["joint"], "search": ["method"]}, r"joint: search: nothing of method can be searched"),
         ({"space": {"train.momentum": {"kind": "uniform", "low": 0, "high": 2}}},
