@@ -294,10 +294,11 @@ class Loop:
     def _reason_to_stop(self, current: Round) -> str | None:
         """Returns why no more labels are wanted, or None."""
         earlier = [Round(self.store, number) for number in range(current.number)]
-        trained = [r for r in earlier if r.facts("train")["history"]]
+        # A round whose items nobody could label trains on those of the one before, and tells nothing of more labels.
+        trained = {self.experiment.label_count(r): r for r in earlier if r.facts("train")["history"]}
         progress = Progress(
-            labels=[self.experiment.label_count(r) for r in trained],
-            accuracy=[_validation_accuracy(r.facts("train")) for r in trained],
+            labels=list(trained),
+            accuracy=[_validation_accuracy(r.facts("train")) for r in trained.values()],
             agreement=self._agreement(current),
             size=self.experiment.size(current),
         )
@@ -305,9 +306,10 @@ class Loop:
 
     def _agreement(self, current: Round) -> float | None:
         """Returns how far the last two models agree on what both have scored, once they have."""
-        if self.config.stop.agreement is None or current.trained_before is None or not current.done("score"):
+        last, before = current.trained_before, current.before.trained_before
+        if self.config.stop.agreement is None or last is None or before is None or not current.done("score"):
             return None
-        if current.before.trained_before is None:
+        if self.experiment.label_count(last) == self.experiment.label_count(before):
             return None
         one, other = (r.predictions(r.facts("score")["shards"]) for r in (current, current.before))
         # A larger budget may have brought candidates that were too dear before.

@@ -117,8 +117,9 @@ def expected_gain(labels: Sequence[int], accuracy: Sequence[float], size: int) -
     return float(max(later - now, 0.0))
 
 
-def kappa(one: NDArray[np.integer], other: NDArray[np.integer]) -> float:
-    """Returns Cohen's kappa of two classifications of the same items; 1 if both put everything into one class.
+def kappa(one: NDArray[np.integer], other: NDArray[np.integer]) -> float | None:
+    """Returns Cohen's kappa of two classifications of the same items; None where both put all into one class, which
+    two models that have learnt nothing do too.
 
     Bloodgood and Vijay-Shanker (CoNLL 2009) stop by it; they average over several pairs of models on a fixed set, where
     the loop takes the last pair on the candidates that are left.
@@ -127,9 +128,9 @@ def kappa(one: NDArray[np.integer], other: NDArray[np.integer]) -> float:
         one, other: class indices [n].
     """
     if not len(one):
-        return 1.0
+        return None
     size = int(max(one.max(), other.max())) + 1
     shares = [np.bincount(x, minlength=size) / len(x) for x in (one, other)]
     chance = float(shares[0] @ shares[1])
     agreed = float((one == other).mean())
-    return 1.0 if chance >= 1 else (agreed - chance) / (1 - chance)
+    return None if chance >= 1 else (agreed - chance) / (1 - chance)

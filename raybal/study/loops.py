@@ -65,7 +65,8 @@ def run_loop(
             experiment = begin(config, store)
             experiment.begin()
             LocalLoop(experiment, lease, tested=tested).run()
-            store.write_yaml(CURVE, [_record(r, experiment.pool.info.names) for r in rounds_of(store)])
+            measured = [r for r in rounds_of(store) if r.done("evaluate")]
+            store.write_yaml(CURVE, [_record(r, experiment.pool.info.names) for r in measured])
     # Whoever has hundreds of loops has no room for their models and scores.
     store.clear("rounds")
     return store.read_yaml(CURVE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 from toy import OMICS, make_items, write_pool
 
+from raybal import loop
 from raybal.config import LoopConfig
 from raybal.experiment import Experiment
 from raybal.lease import Lease
+from raybal.loop import WaitingForLabels
 from raybal.rounds import ENDED, Round, rounds_of
 from raybal.settings import from_plain
 from raybal.stopping import Progress, reason_to_stop
@@ -103,6 +106,55 @@ def test_two_models_are_compared_on_the_candidates_that_both_have_scored(tmp_pat
     config = config_of(pool, tmp_path / "store", stop={"agreement": kappa + 0.01}, label_budget=30)
     assert [len(r.query()) for r in rounds_by(config)] == [10, 10, 10]
     assert why(config) == "the label budget is spent"
+
+
+def test_models_that_know_one_class_do_not_agree(tmp_path):
+    """All that is asked for first is of one class: two models that predict it for whatever there is have learnt
+    nothing that further labels could not change."""
+    split = np.where(ITEMS.labels == 0, "train", np.where(np.arange(len(ITEMS)) % 2, "val", "test"))
+    pool = write_pool(tmp_path / "pool", ITEMS, split.tolist())
+    config = config_of(pool, tmp_path / "store", stop={"agreement": 0.99}, label_budget=40)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=20, keep="last"))
+    rounds = rounds_by(config)
+    predicted = {
+        one
+        for r in rounds[1:]
+        for name in r.facts("score")["shards"]
+        for one in r.store.read_table(f"{r.scores}/{name}.parquet", ["predicted"])["predicted"].to_pylist()
+    }
+    assert (len(rounds), predicted) == (4, {0})
+    assert why(config) == "the label budget is spent"
+
+
+def test_a_round_that_nobody_could_label_tells_nothing_of_more_labels(tmp_path, monkeypatch):
+    """It trains on the labels of the round before."""
+    pool, label = write_pool(tmp_path / "pool", ITEMS, SPLIT), dict(zip(ITEMS.ids, ITEMS.labels, strict=True))
+    config = config_of(pool, tmp_path / "store", labelling={"labeller": "table"}, stop={"agreement": 1.0})
+    config = dataclasses.replace(config, label_budget=40)
+    known: list[Progress] = []
+    # Else the pool's own labels would be there from the start.
+    monkeypatch.setattr(Experiment, "initial", {})
+    monkeypatch.setattr(loop, "reason_to_stop", lambda progress, _: known.append(progress))
+    for number in range(4):
+        with pytest.raises(WaitingForLabels):
+            rounds_by(config)
+        sheet = tmp_path / f"store/sheets/round-{number:03d}.csv"
+        rows = list(csv.DictReader(sheet.open()))
+        answers = [{**row, "label": "cannot label" if number == 1 else str(label[row["id"]])} for row in rows]
+        with sheet.open("w") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(answers)
+    assert len(rounds_by(config)) == 4
+    assert {tuple(p.labels): p.agreement is None for p in known} == {(): True, (10,): True, (10, 20): False}
+    assert all(len(p.accuracy) == len(p.labels) for p in known)
+
+
+def test_a_loop_that_ends_after_scoring_keeps_what_it_has_found(tmp_path):
+    pool = write_pool(tmp_path / "pool", ITEMS, SPLIT)
+    config = config_of(pool, tmp_path / "store", stop={"agreement": 0.01})
+    assert [r["labels"] for r in run_loop(config)] == [10, 20]
+    assert why(config).startswith("two successive models agree")
 
 
 @pytest.mark.parametrize(
