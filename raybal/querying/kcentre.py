@@ -45,7 +45,7 @@ def k_centre(
         bound = float(found.d2[exchange]) if len(found.d2) > exchange else 0.0
         found = found[:exchange]
         distances = reproducible_distances(found.q, found.h, found.q, found.h).numpy()
-        chosen, d2 = walk(found.d2, distances, bound, size - len(picks))
+        chosen, d2 = walk(found.key, found.d2, distances, bound, size - len(picks))
         picks += accept(shards, found, shard, chosen, d2)
     return picks
 
@@ -58,12 +58,13 @@ def _first(shards: Shards, seed: int) -> list[Pick]:
 
 
 def walk(
-    d2: NDArray[np.float64], distances: NDArray[np.float64], bound: float, wanted: int
+    key: NDArray[np.uint64], d2: NDArray[np.float64], distances: NDArray[np.float64], bound: float, wanted: int
 ) -> tuple[list[int], list[float]]:
     """Accepts the farthest item again and again while it is known to be the farthest of all.
 
     Args:
-        d2: [m], squared distances to the centres so far, falling; of equals, the one to be preferred first.
+        key: [m], of equals the smaller one is preferred.
+        d2: [m], squared distances to the centres so far, falling; of equals, the smaller key first.
         distances: [m, m], squared distances of these items to one another.
         bound: squared distance of the farthest item that is not among them.
         wanted: stop after this many.
@@ -73,7 +74,8 @@ def walk(
     """
     now, chosen, far = d2.copy(), list[int](), list[float]()
     while len(chosen) < wanted:
-        item = int(now.argmax())
+        farthest = np.flatnonzero(now == now.max())
+        item = int(farthest[key[farthest].argmin()])
         # The first comes before every item elsewhere even at the same distance; a later one may not.
         if (chosen and now[item] <= bound) or now[item] <= 0:
             break

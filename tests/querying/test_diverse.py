@@ -68,6 +68,22 @@ def test_k_centre_in_exchanges_is_the_greedy_one(parts, exchange):
     assert (np.diff([p.d2 for p in picks]) <= 1e-6).all()
 
 
+@pytest.mark.parametrize("exchange", [1, 4, 256])
+@pytest.mark.parametrize("parts", [1, 5])
+def test_items_at_one_distance_are_centres_by_key(parts, exchange):
+    """On a lattice most distances are there many times, and become equal one after the other."""
+    z = np.random.default_rng(2).integers(0, 4, (300, 3)).astype(np.float32)
+    z = z[np.sort(np.unique(z, axis=0, return_index=True)[1])]
+    keys = hashing.hash_ids(map(str, range(len(z))))
+    distance, wanted = ((z - z[0]) ** 2).sum(1), []
+    for _ in range(20):
+        wanted.append(max(range(len(z)), key=lambda i: (distance[i], -int(keys[i]))))
+        distance = np.minimum(distance, ((z - z[wanted[-1]]) ** 2).sum(1))
+    shards, pieces = shards_of(z, parts)
+    labelled = torch.ones(1, 1), torch.from_numpy(z[:1])
+    assert positions(k_centre(shards, 20, 0, labelled=labelled, exchange=exchange), pieces) == wanted
+
+
 def test_an_item_elsewhere_at_the_same_distance_is_not_passed_over():
     """Of items at one distance the smaller key comes first, also when it is not among those looked at."""
     z = np.concatenate([np.eye(12) * 3, np.zeros((1, 12))]).astype(np.float32)
