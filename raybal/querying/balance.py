@@ -93,6 +93,8 @@ def select(strategy: QueryStrategy, candidates: Candidates, request: Request) ->
                 _append(query, found, number)
     for name, found_value in limits.missed().items():
         log.warning("query.quota.%s: %.3f was not kept; it is %.3f", name, getattr(quota, name), found_value)
+    if not any(query.parts):
+        query.parts.clear()
     return query
 
 
@@ -100,8 +102,8 @@ def _append(query: Query, found: Query, number: int) -> None:
     query.ids.append(found.ids[number])
     query.score.append(found.score[number])
     query.reason.append(found.reason[number])
-    if found.parts:
-        query.parts.append(found.parts[number])
+    # Some know parts only once there is something to compare with.
+    query.parts.append(found.parts[number] if found.parts else {})
 
 
 def _some_left(holder: Holder, allowed: Callable[[Columns], NDArray[np.bool_]], chosen: list[str]) -> bool:

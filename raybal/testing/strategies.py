@@ -154,6 +154,14 @@ def _the_number_asked_for(case: StrategyCase) -> None:
         assert all(np.isfinite(list(part.values())).all() for part in query.parts), "parts that are not finite"
 
 
+def _one_labelled_item(case: StrategyCase) -> None:
+    items, columns = scored(case)
+    known = _held(items, columns, np.arange(1))
+    held = candidates_of(items, columns, [np.arange(LABELLED, ITEMS)])
+    query = case.build().select(held, Request(20, 4, CLASSES, known))
+    assert len(set(query.ids)) == 20, f"{len(set(query.ids))} different items beside a single labelled one, not 20"
+
+
 def _all_that_is_left(case: StrategyCase) -> None:
     for labelled in (True, False):
         query = _ask(case, 500, labelled=labelled)
@@ -249,17 +257,18 @@ _GENERIC = {"predicted", "confidence", "contribution", "present"}
 
 def _within_a_quota(case: StrategyCase) -> None:
     items, columns = scored(case)
-    known = _held(items, columns, np.arange(LABELLED))
     quota = QuotaSettings(predicted=0.5)
-    found = []
-    for parts in (1, 7):
-        held = candidates_of(items, columns, _parts(parts, np.arange(LABELLED, ITEMS)))
-        query = select(case.build(quota=quota), held, Request(20, 4, CLASSES, known))
-        assert len(set(query.ids)) == 20, f"{len(set(query.ids))} different items within a quota, not 20"
-        predicted = columns["predicted"][[items.ids.index(i) for i in query.ids]]
-        assert np.bincount(predicted).max() <= 10, "more of one class than the quota allows"
-        found.append(query.ids)
-    assert found[0] == found[1], "other items in 7 shards within a quota"
+    for known in (_held(items, columns, np.arange(LABELLED)), None):
+        found = []
+        for parts in (1, 7):
+            held = candidates_of(items, columns, _parts(parts, np.arange(LABELLED, ITEMS)))
+            query = select(case.build(quota=quota), held, Request(20, 4, CLASSES, known))
+            assert len(set(query.ids)) == 20, f"{len(set(query.ids))} different items within a quota, not 20"
+            assert len(query.parts) in (0, 20), "parts of some scores only within a quota"
+            predicted = columns["predicted"][[items.ids.index(i) for i in query.ids]]
+            assert np.bincount(predicted).max() <= 10, "more of one class than the quota allows"
+            found.append(query.ids)
+        assert found[0] == found[1], "other items in 7 shards within a quota"
 
 
 def _explanations(case: StrategyCase) -> None:
@@ -290,6 +299,7 @@ def _explanations(case: StrategyCase) -> None:
 #: All checks of a strategy, by name.
 STRATEGY_CHECKS: dict[str, Callable[[StrategyCase], None]] = {
     "the number asked for": _the_number_asked_for,
+    "one labelled item": _one_labelled_item,
     "all that is left": _all_that_is_left,
     "shards and order": _shards_and_order,
     "seed": _seed,
