@@ -40,6 +40,14 @@ def objective(rows):
     return shard.objective()
 
 
+def test_parts_hold_every_item_once_also_the_last_ones():
+    q, h = pool(103)
+    shards, pieces = shards_of(q, h, 7)
+    parts = [shards.map("part", 5, 8, number) for number in range(8)]
+    held = [int(pieces[k][row]) for part in parts for k, rows in enumerate(part) for row in rows.row]
+    assert sorted(held) == list(range(103))
+
+
 @pytest.mark.parametrize("seeding", [oversampled_seeding, partitioned_seeding])
 def test_the_objective_is_near_that_of_the_exact_form(seeding):
     exact = np.mean([objective(chosen(rejection_seeding, seed=s)) for s in range(8)])

@@ -227,16 +227,26 @@ def test_labelled_centres_count_from_the_start():
 
 
 def test_the_objective_equals_sequential_seedings():
-    q, h = factors(3000, classes=6, size=16)
-    generator = np.random.default_rng(0)
+    """On a large pool of groups most of which are rare; what draws uniformly misses some, and is told apart."""
+    n, size, runs = 50_000, 40, 24
+    generator, random = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    group = torch.rand(n, generator=generator).pow(6).mul(30).long()
+    q = torch.randn(30, 6, generator=generator)[group] + 0.05 * torch.randn(n, 6, generator=generator)
+    q = q - q.mean(1, keepdim=True)
+    h = 3 * torch.randn(30, 16, generator=generator)[group] + 0.3 * torch.randn(n, 16, generator=generator)
 
     def objective(picks):
-        return exact_distances(q, h, q[picks], h[picks]).amin(1).sum()
+        return float(exact_distances(q, h, q[picks], h[picks]).amin(1).sum())
 
-    rejection = [objective(d2_seeding(q, h, 50, seed=s)) for s in range(12)]
-    sequential = [objective(d2_seeding(q, h, 50, uniforms=generator.random(200))) for _ in range(12)]
-    difference = np.mean(rejection) - np.mean(sequential)
-    assert abs(difference) < 4 * np.sqrt((np.var(rejection) + np.var(sequential)) / 12)
+    def apart(values, others):
+        """By how many standard errors."""
+        return abs(np.mean(values) - np.mean(others)) / np.sqrt((np.var(values) + np.var(others)) / (runs - 1))
+
+    rejection = [objective(d2_seeding(q, h, size, seed=s)) for s in range(runs)]
+    sequential = [objective(d2_seeding(q, h, size, uniforms=random.random(4 * size))) for _ in range(runs)]
+    uniform = [objective(random.choice(n, size, replace=False)) for _ in range(runs)]
+    assert apart(rejection, sequential) < 3
+    assert apart(uniform, sequential) > 10
 
 
 def test_when_all_mass_is_gone_the_rest_follows_at_random():
