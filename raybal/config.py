@@ -74,9 +74,10 @@ def parse(cls: type[S], arguments: Sequence[str] | None = None) -> S:
     known, unknown = parser.parse_known_args([flag(a[2:]) if a.startswith("--") else a for a in listed])
     for argument in unknown:
         name = argument.split("=")[0]
-        raise ConfigError(
-            f"{argument}: there is no such option{did_you_mean(name, ['--' + k for k in keys])}; see --help"
-        )
+        hint = did_you_mean(name, ["--" + k for k in keys])
+        if (wanted := name[2:].replace("-", "_").replace(".", ".NAME.", 1)) in add_options(_Parser(), cls, []):
+            hint = f"; settings of a row have its name before them: {flag(wanted)}"
+        raise ConfigError(f"{argument}: there is no such option{hint}; see --help")
     content = default_names(cls)
     for file in known.config:
         _merge(content, read_yaml(file))

@@ -137,6 +137,10 @@ def test_a_loop_of_a_study_lies_where_the_study_does(feature_pool, tmp_path, s3)
             ["--label-budget", "60", "--size", "20", "--initial-size", "80"],
             r"label_budget: 60 is not accepted; .* 80 items",
         ),
+        (
+            ["--query.modulate", "both"],
+            r"--query\.modulate: there is no such option; settings of a row have .*: --query\.NAME\.modulate",
+        ),
         (["--query", "{badge: 3}"], r"--query: there is no such option"),
     ],
 )
