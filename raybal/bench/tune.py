@@ -31,19 +31,18 @@ def bench_tune(items: int, seconds: float, cores: int) -> Iterator[tuple[str, fl
     Yields:
         (what, value): seconds that a trial trains, at least `seconds`; the sweep and the bare trainings, in seconds of
         wall time, with the share of training in that of the sweep; and what each trial costs beside its training, in
-        seconds of a core, by trials of a single epoch.
+        seconds of a core, by trials of two epochs.
     """
     trials = 2 * cores
     with tempfile.TemporaryDirectory() as folder:
         make_pool(f"{folder}/pool", items)
         # The first processes also find what is compiled already.
         _swept(folder, "warm", 1, trials)
-        short, tasks = _swept(folder, "short", 1, trials)
-        bare = _bare(tasks, cores)
+        short, tasks = _swept(folder, "short", 2, trials)
+        bare, epoch = _bare(tasks, cores)
         yield "fixed cost of a trial, s", (short - bare) * cores / trials
-        epochs = max(2, math.ceil(seconds / (bare * cores / trials)))
-        sweep, tasks = _swept(folder, "long", epochs, trials)
-        bare = _bare(tasks, cores)
+        sweep, tasks = _swept(folder, "long", math.ceil(seconds / epoch), trials)
+        bare, _ = _bare(tasks, cores)
         yield "a trial trains, s", bare * cores / trials
         yield "sweep, s", sweep
         yield "bare trainings, s", bare
@@ -76,22 +75,22 @@ def _swept(folder: str, name: str, epochs: int, trials: int) -> tuple[float, lis
     return seconds, [dataclasses.replace(task, token=None) for task in tasks]
 
 
-def _bare(tasks: Sequence[TrainTask], cores: int) -> float:
-    """Returns the seconds that trainings take, one a core at a time, in processes that have started."""
+def _bare(tasks: Sequence[TrainTask], cores: int) -> tuple[float, float]:
+    """Returns the seconds that trainings take, one a core at a time, in processes that have started, and those of the
+    shortest last epoch."""
     with contextlib.ExitStack() as stack:
         each = [stack.enter_context(processes(1, torch.set_num_threads, (1,))) for _ in range(cores)]
         for future in [process.submit(_ready, tasks[0]) for process in each]:
             future.result()
         started = time.perf_counter()
         futures = [each[i % cores].submit(_train, task) for i, task in enumerate(tasks)]
-        for future in futures:
-            future.result()
-        return time.perf_counter() - started
+        epochs = [future.result() for future in futures]
+        return time.perf_counter() - started, min(epochs)
 
 
 def _ready(task: TrainTask) -> None:
     task.spec.build()
 
 
-def _train(task: TrainTask) -> None:
-    task.run()
+def _train(task: TrainTask) -> float:
+    return float(task.run()["history"][-1]["seconds"])
