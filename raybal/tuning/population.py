@@ -337,7 +337,9 @@ def _tuner(trainable: Any, configs: list[dict[str, Any]], plan: Plan, record: Re
             # No limit of trials: those that it would keep waiting are members, without whom nobody takes over.
             search_alg=BasicVariantGenerator(points_to_evaluate=configs),
             num_samples=len(configs),
-            reuse_actors=True,
+            # Members wait for room. One that got another's process would take back what it has asked for, and where
+            # that was just being granted the cluster would lose it for good (Ray issue 64693).
+            reuse_actors=False,
             # By its name PB2 knows a member again.
             trial_name_creator=lambda trial: f"member-{trial.config[MEMBER]:02d}",
         ),

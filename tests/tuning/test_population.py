@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from ray.util import placement_group_table
 
 from raybal.balancing.base import METHODS, BalancingSettings
 from raybal.balancing.pace import PaceSettings
@@ -189,8 +190,15 @@ def test_takeovers_take_effect_also_those_of_a_driver_that_was_lost(cluster, fea
 @pytest.mark.ray
 def test_a_member_that_diverged_takes_over_another_as_pb2_suggests(cluster, feature_pool, tmp_path):
     space = "{train.learning_rate: {values: [1.0e-3, 1.0e+20]}}"
-    row = populated(feature_pool, tmp_path, "--population.scheduler", "pb2", "--seed", "1", "--space", space)
+    before = set(placement_group_table())
+    # There is room for one at a time: members wait for one another.
+    more = ("--population.scheduler", "pb2", "--seed", "1", "--space", space, "--resources.cpus-per-worker", "3")
+    row = populated(feature_pool, tmp_path, *more)
     assert [t.values["train.learning_rate"] for t in row.trials] == [1e-3, 1e-3]
     first = row.exploits[0]
     assert (first["epoch"], first["member"], first["from"], first["accuracy"]) == (2, 1, 0, 0.0)
     assert [t.state for t in row.trials] == ["finished", "finished"]
+    # What was asked for was granted, and given back: taken back while it is being granted, it might be lost.
+    groups = [group for name, group in placement_group_table().items() if name not in before]
+    assert len(groups) > 2
+    assert all(group["stats"]["end_to_end_creation_latency_ms"] > 0 for group in groups)
