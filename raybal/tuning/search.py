@@ -217,6 +217,7 @@ def distribution(dimension: Dimension) -> BaseDistribution:
 
 def drawn(space: Space, seed: int) -> Values:
     """Returns values of a space drawn at random."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed % 2**32)).ask()
     return draw(space, lambda key, dimension: _suggest(trial, key, dimension))
 
