@@ -53,8 +53,8 @@ class BalancingSettings(Settings):
         return 0
 
     def for_run(self, epochs: int) -> BalancingSettings:
-        """Returns the settings as a run of so many epochs can have them: what was published for a run of another
-        length as the same share of this one."""
+        """Returns the settings as a run of so many epochs can have them: what is as published, for a run of another
+        length, as the same share of this one."""
         return self
 
     @classmethod

@@ -110,7 +110,9 @@ class DiagnosingRelearningSettings(PacedSettings):
         return {**space, "interval": {"kind": "choice", "values": intervals}}
 
     def for_run(self, epochs: int) -> DiagnosingRelearningSettings:
-        return dataclasses.replace(self, interval=_share(self.interval, epochs))
+        # An interval that was given is meant for this run.
+        published = type(self)(method=self.method).interval
+        return dataclasses.replace(self, interval=_share(published, epochs)) if self.interval == published else self
 
 
 def _share(interval: int, epochs: int) -> int:

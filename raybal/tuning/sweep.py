@@ -82,12 +82,12 @@ class Sweep(SweepBase):
 
     def _plan(self, row: str) -> Plan:
         config, info, own = self.config, self.material.pool.info, self.config.settings_of(row)
-        if own.begins(config.train.epochs) >= config.train.epochs:
+        epochs = config.train.epochs
+        if own.begins(epochs) >= epochs > (scaled := own.for_run(epochs)).begins(epochs):
             # What was published for a longer run would never act, and all would be compared with another method.
-            before, own = own, own.for_run(config.train.epochs)
-            if own != before:
-                differs = changes(dataclasses.asdict(before), dataclasses.asdict(own))
-                log.info("%s would never act in %d epochs; as a share of them: %s", row, config.train.epochs, differs)
+            differs = changes(dataclasses.asdict(own), dataclasses.asdict(scaled))
+            log.info("%s would never act in %d epochs; as a share of them: %s", row, epochs, differs)
+            own = scaled
         plan = Plan(config, row, own, {}, info.modalities, self.material.classes, self.lease.token, {})
         groups, given = config.search, self._given(own)
         if config.population.members:

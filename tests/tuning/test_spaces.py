@@ -256,6 +256,9 @@ def test_what_was_published_of_relearning_is_tried_as_a_share_of_the_run(epochs,
     config = TuneConfig(train=TrainSettings(epochs=epochs))
     first = Plan(config, "row", settings, space, (), (), "", {}).first_values()
     assert [(v["balancing.interval"], v["balancing.scale"]) for v in first] == [(interval, 3.0), (interval, 5.0)]
+    # One that was given for this run is no share of another.
+    own = dataclasses.replace(settings, interval=epochs // 2)
+    assert Plan(config, "row", own, space, (), (), "", {}).first_values() == []
 
 
 def test_every_modality_has_a_pace_of_its_own():
