@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import time
@@ -120,7 +119,6 @@ def search(
         log.info("%s: %d trials%s, searching %s", row, total, done, ", ".join(plan.space))
         suggestions.say = Progress(row, total, study)
         resources, at_once = trial_options(config.train, config.resources)
-        _, room = trial_options(config.train, dataclasses.replace(config.resources, trials=None))
         if seconds is not None:
             suggestions.deadline = time.monotonic() + seconds - suggestions.spent / at_once
         set_defaults()
@@ -132,8 +130,9 @@ def search(
                 num_samples=left,
                 max_concurrent_trials=at_once,
                 # A trial that waits for data-parallel workers cannot be told to begin another, and one that waits for
-                # room must not take back what it has asked for: the cluster may lose it (Ray issue 64693).
-                reuse_actors=not config.train.num_workers and at_once <= room,
+                # room, as it does where more run at a time than there is room for, should not take back what it has
+                # asked for: the cluster may lose it (Ray issue 64693).
+                reuse_actors=not config.train.num_workers and config.resources.trials is None,
             ),
             # Another start begins with another name: the study is what it goes on from.
             run_config=run_config(f"{row}-{uuid.uuid4().hex}", plan, store),

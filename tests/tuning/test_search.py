@@ -16,12 +16,17 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from raybal.balancing.base import METHODS
-from raybal.errors import StoreError
+from raybal.errors import RaybalError, StoreError
+from raybal.resources import ResourceSettings
 from raybal.store import Store
+from raybal.training.settings import TrainSettings
+from raybal.tuning import trials as trials_of_rows
+from raybal.tuning.config import TuneConfig
 from raybal.tuning.journal import StoreJournal
 from raybal.tuning.keys import ACCURACY, EPOCH, GAP, NUMBER, RESULT, VALUES
 from raybal.tuning.search import Halving, StudySearch, accuracies_of
 from raybal.tuning.spaces import space_of
+from raybal.tuning.trial import Plan
 from raybal.tuning.trials import ended
 
 EPOCHS = 9
@@ -265,3 +270,28 @@ def test_optuna_itself_reads_the_journal(tmp_path, undisturbed):
     study = optuna.load_study(study_name="row", storage=storage)
     assert facts(study) == undisturbed
     assert study.best_value == max(t[3][0] for t in undisturbed if t[2] == TrialState.COMPLETE)
+
+
+@pytest.mark.parametrize(("trials", "workers", "reused"), [(None, 0, True), (2, 0, False), (None, 2, False)])
+def test_only_what_never_waits_for_room_gets_the_process_of_another(tmp_path, monkeypatch, trials, workers, reused):
+    train, resources = TrainSettings(num_workers=workers, epochs=EPOCHS), ResourceSettings(trials=trials)
+    plan = Plan(
+        TuneConfig(train=train, resources=resources),
+        "row",
+        METHODS.get("mlb").Settings(method="mlb"),
+        SPACE,
+        (),
+        (),
+        "",
+        {},
+    )
+    asked = []
+    monkeypatch.setattr(trials_of_rows, "trial_options", lambda *_: ({"CPU": 1.0}, 2))
+    monkeypatch.setattr(trials_of_rows, "run", lambda tuner, _: asked.append(tuner["tune_config"]["reuse_actors"]))
+    kept = {name: lambda *_, **settings: settings for name in ("Tuner", "TuneConfig", "RunConfig", "FailureConfig")}
+    given = {name: lambda what, *_, **__: what for name in ("with_resources", "with_parameters")}
+    monkeypatch.setattr(trials_of_rows, "tune", SimpleNamespace(**given, **kept))
+    store = Store(str(tmp_path))
+    with pytest.raises(RaybalError, match="2 of 2 trials have not ended"):
+        trials_of_rows.search(plan, None, store, StoreJournal(store, "optuna.log"), 2)
+    assert asked == [reused]
