@@ -207,7 +207,7 @@ class TuneConfig(Settings):
                 f"run of {self.train.epochs} epochs (train.epochs)"
             )
         if self.population.members and self.objective != "accuracy":
-            raise ConfigError("objective: members of a population are compared by accuracy alone")
+            raise ConfigError("objective: 'both' is not accepted; members of a population are compared by accuracy")
         if self.population.members and self.train.num_workers:
             raise ConfigError("train.num_workers: members of a population train in one process each; leave it at 0")
         if self.loop.label_budget:

@@ -143,7 +143,8 @@ class Plan:
             ConfigError: there is nothing to search, or a value is not accepted.
         """
         for key in given:
-            if key.partition(".")[0] not in self.base:
+            section, dot, _ = key.partition(".")
+            if section not in self.base or not dot:
                 raise ConfigError(
                     f"space.{key}: ranges are of {', '.join(self.base)}{did_you_mean(key, flat(self.base))}"
                 )

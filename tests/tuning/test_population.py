@@ -111,7 +111,7 @@ def test_pb2_suggests_strengths_from_what_members_have_reached(tmp_path):
     [
         (["--population.members", "3"], r"population\.members: 3 is not accepted; with share 0\.25 .* at least 4"),
         (["--population.members", "4", "--train.num-workers", "2"], r"train\.num_workers: members of a population"),
-        (["--population.members", "4", "--objective", "both"], "objective: members of a population are compared by"),
+        (["--population.members", "4", "--objective", "both"], "objective: 'both' is not accepted; members of a"),
         (["--population.share", "0.6"], r"population\.share: 0\.6 is not accepted"),
     ],
 )
