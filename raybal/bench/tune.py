@@ -29,9 +29,9 @@ def bench_tune(items: int, seconds: float, cores: int) -> Iterator[tuple[str, fl
     """Runs two trials a core, one a core at a time, and then the same trainings in bare processes.
 
     Yields:
-        (what, value): seconds that a trial trains, at least `seconds`; the sweep and the bare trainings, in seconds of
-        wall time, with the share of training in that of the sweep; and what each trial costs beside its training, in
-        seconds of a core, by trials of two epochs.
+        (what, value): seconds that a trial trains, about `seconds`; the sweep and the bare trainings, in seconds of
+        wall time, with the share of training in that of the sweep; and what each trial costs beside its training, its
+        probes and its share of the sweep's start and end among it, in seconds of a core, by trials of two epochs.
     """
     trials = 2 * cores
     with tempfile.TemporaryDirectory() as folder:

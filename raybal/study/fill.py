@@ -20,7 +20,7 @@ class StoredLoop(Protocol):
 
     @property
     def folder(self) -> str:
-        """Of its store, inside that of all."""
+        """The folder of its store, inside that of all loops."""
         ...
 
     @property

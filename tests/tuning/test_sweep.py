@@ -154,7 +154,7 @@ def test_two_trials_of_two_workers_each_next_to_a_scoring_phase(cluster, feature
 
     def watch() -> None:
         nonlocal most, scored
-        while not ended.is_set():
+        while not ended.wait(0.05):
             groups = placement_group_table().values()
             most = max(most, sum(g["state"] == "CREATED" and len(g["bundles"]) == 2 for g in groups))
             if most == 2 and not scored:
