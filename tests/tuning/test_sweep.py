@@ -146,7 +146,7 @@ def scoring_phase(pool: Pool, folder: str) -> int:
 
 def test_two_trials_of_two_workers_each_next_to_a_scoring_phase(cluster, feature_pool, tmp_path):
     """The workers hold all 4 CPUs of the cluster, what scores goes on all the same, and nobody waits for ever."""
-    changes = {"methods": "multi_loss", "search": "learning_rate", "objective": "both", "trials": 3, "seeds": 0}
+    changes = {"methods": "multi_loss", "search": "learning_rate", "objective": "both", "trials": 2, "seeds": 0}
     changes |= {"train.num-workers": 2, "train.epochs": 3, "stopping.grace": 1, "finalists": 1, "finalist-seeds": 1}
     # The second trial diverges.
     changes |= {"seed": 3, "space": "{train.learning_rate: {values: [1.0e-3, 1.0e+20]}}"}
@@ -169,11 +169,7 @@ def test_two_trials_of_two_workers_each_next_to_a_scoring_phase(cluster, feature
         watched.result()
     assert (most, scored) == (2, 600)
     (row,) = summary.rows
-    assert [(t.values["train.learning_rate"], t.state) for t in row.trials] == [
-        (1e-3, "finished"),
-        (1e20, "diverged"),
-        (1e-3, "finished"),
-    ]
+    assert [(t.values["train.learning_rate"], t.state) for t in row.trials] == [(1e-3, "finished"), (1e20, "diverged")]
     assert row.chosen.gap is not None
 
 
