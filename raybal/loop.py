@@ -306,10 +306,10 @@ class Loop:
 
     def _agreement(self, current: Round) -> float | None:
         """Returns how far the last two models agree on what both have scored, once they have."""
-        last, before = current.trained_before, current.before.trained_before
-        if self.config.stop.agreement is None or last is None or before is None or not current.done("score"):
+        if self.config.stop.agreement is None or not current.done("score"):
             return None
-        if self.experiment.label_count(last) == self.experiment.label_count(before):
+        last, before = current.trained_before, current.before.trained_before
+        if last is None or before is None or self.experiment.label_count(last) == self.experiment.label_count(before):
             return None
         one, other = (r.predictions(r.facts("score")["shards"]) for r in (current, current.before))
         # A larger budget may have brought candidates that were too dear before.
