@@ -83,7 +83,8 @@ class Sweep(SweepBase):
     def _plan(self, row: str) -> Plan:
         config, info, own = self.config, self.material.pool.info, self.config.settings_of(row)
         epochs = config.train.epochs
-        if own.begins(epochs) >= epochs > (scaled := own.for_run(epochs)).begins(epochs):
+        scaled = own.for_run(epochs)
+        if own.begins(epochs) >= epochs and scaled.begins(epochs) < epochs:
             # What was published for a longer run would never act, and all would be compared with another method.
             differs = changes(dataclasses.asdict(own), dataclasses.asdict(scaled))
             log.info("%s would never act in %d epochs; as a share of them: %s", row, epochs, differs)
