@@ -57,7 +57,8 @@ def test_killed_while_training_scoring_and_selecting(pool, tmp_path):
     run_until(pool, store, lambda: any((store / "rounds/001/train").glob("epoch-0003*")))
     epochs = sorted(p.name for p in (store / "rounds/001/train").glob("epoch-*"))
 
-    printed = run_until(pool, store, lambda: any(scores.glob("*.parquet")))
+    # A name with a dot in front is a file that is still being written.
+    printed = run_until(pool, store, lambda: any(scores.glob("[!.]*.parquet")))
     assert f"training continues after its checkpointed epoch {int(epochs[-1][6:10])} of 12" in printed
     assert "epoch 1/12" not in printed.split("round 2")[0]
     done = {p.name: p.stat().st_mtime_ns for p in scores.glob("[!.]*.parquet")}
