@@ -18,6 +18,7 @@ from toy import make_spec
 from raybal.config import LoopConfig, parse
 from raybal.data.pool import Pool
 from raybal.errors import ConfigError, StoreError
+from raybal.lease import Lease
 from raybal.predictor import save_predictor
 from raybal.querying.base import QuerySettings, build_strategy
 from raybal.resources import ResourceSettings
@@ -29,6 +30,7 @@ from raybal.tuning.config import TuneConfig
 from raybal.tuning.journal import StoreJournal
 from raybal.tuning.run import run_sweep
 from raybal.tuning.search import accuracies_of
+from raybal.tuning.sweep import Sweep
 
 pytestmark = pytest.mark.ray
 
@@ -171,6 +173,21 @@ def test_two_trials_of_two_workers_each_next_to_a_scoring_phase(cluster, feature
     (row,) = summary.rows
     assert [(t.values["train.learning_rate"], t.state) for t in row.trials] == [(1e-3, "finished"), (1e20, "diverged")]
     assert row.chosen.gap is not None
+
+
+@pytest.mark.parametrize(("given", "trained"), [(20, 2), (30, 30), (4, 4)], ids=["published", "too late", "in time"])
+def test_what_was_published_for_a_longer_run_is_tuned_as_the_same_share_of_this_one(
+    feature_pool, tmp_path, caplog, given, trained
+):
+    """Re-learning after every 20 of 90 epochs would never come in 9. What a user gave is left as it is."""
+    own = {"method": "diagnosing_relearning", "interval": given}
+    content = {"pool": str(feature_pool), "store": str(tmp_path), "methods": ["again"], "balancing": {"again": own}}
+    config = from_plain(TuneConfig, content | {"train": {"epochs": 9, "device": "cpu"}})
+    store = Store(str(tmp_path))
+    with caplog.at_level("INFO", logger="raybal"):
+        plan = Sweep(config, store, Lease(store)).plans["again"]
+    assert plan.own.interval == trained
+    assert ("interval 20 → 2" in caplog.text) == (given != trained)
 
 
 @pytest.mark.parametrize(
