@@ -175,19 +175,21 @@ def test_two_trials_of_two_workers_each_next_to_a_scoring_phase(cluster, feature
     assert row.chosen.gap is not None
 
 
-@pytest.mark.parametrize(("given", "trained"), [(20, 2), (30, 30), (4, 4)], ids=["published", "too late", "in time"])
-def test_what_was_published_for_a_longer_run_is_tuned_as_the_same_share_of_this_one(
-    feature_pool, tmp_path, caplog, given, trained
+@pytest.mark.parametrize(
+    ("interval", "epochs", "tuned"), [(20, 9, 2), (20, 30, 20), (30, 9, 30)], ids=["published", "in time", "given"]
+)
+def test_what_would_never_act_as_published_is_tuned_as_the_same_share_of_the_run(
+    feature_pool, tmp_path, caplog, interval, epochs, tuned
 ):
     """Re-learning after every 20 of 90 epochs would never come in 9. What a user gave is left as it is."""
-    own = {"method": "diagnosing_relearning", "interval": given}
+    own = {"method": "diagnosing_relearning", "interval": interval}
     content = {"pool": str(feature_pool), "store": str(tmp_path), "methods": ["again"], "balancing": {"again": own}}
-    config = from_plain(TuneConfig, content | {"train": {"epochs": 9, "device": "cpu"}})
+    config = from_plain(TuneConfig, content | {"train": {"epochs": epochs, "device": "cpu"}})
     store = Store(str(tmp_path))
     with caplog.at_level("INFO", logger="raybal"):
         plan = Sweep(config, store, Lease(store)).plans["again"]
-    assert plan.own.interval == trained
-    assert ("interval 20 → 2" in caplog.text) == (given != trained)
+    assert plan.own.interval == tuned
+    assert (f"interval {interval} → {tuned}" in caplog.text) == (interval != tuned)
 
 
 @pytest.mark.parametrize(
